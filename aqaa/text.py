@@ -1,0 +1,75 @@
+"""Text ids behind one small protocol: encode, decode, size, save, load.
+
+One class wraps a ``tokenizer.json`` of the tokenizers library, so a small trained vocabulary and
+any base model's own fast tokenizer are the same thing to the rest of the house.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from aqaa.errors import UsageError
+from aqaa.storage import atomic_path
+
+# The first five ids are Step-1's; role headers are one id each so that frames stay short.
+SPECIALS = ("<unk>", "<s>", "</s>", "<|EOT|>", "<|BOT|>")
+HEADERS = ("system\n", "human\n", "assistant\n")
+FILE = "tokenizer.json"
+
+
+class TextTokenizer:
+    """Text to ids and back."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def train_words(cls, texts: Iterable[str]) -> "TextTokenizer":
+        """One id per word seen in ``texts`` (sorted), for closed toy domains.
+
+        Few text decisions are what makes a tiny backbone understand; bytes cost it half its
+        accuracy at equal training time.
+        """
+        words = sorted({word for text in texts for word in text.split()})
+        names = [*SPECIALS, *HEADERS, *words]
+        tokenizer = Tokenizer(models.WordLevel({n: i for i, n in enumerate(names)}, SPECIALS[0]))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\S+\n?"), "removed", invert=True)
+        return cls(tokenizer)
+
+    @classmethod
+    def train_bytes(cls) -> "TextTokenizer":
+        """One id per UTF-8 byte: any text, no training, long sequences."""
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        names = [*SPECIALS, *alphabet]
+        tokenizer = Tokenizer(models.BPE({n: i for i, n in enumerate(names)}, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        return cls(tokenizer)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "TextTokenizer":
+        """Read ``tokenizer.json`` of a model folder."""
+        path = Path(folder) / FILE
+        if not path.is_file():
+            raise UsageError(f"{folder} holds no {FILE}: it is not a model folder")
+        return cls(Tokenizer.from_file(str(path)))
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``tokenizer.json`` into a model folder."""
+        with atomic_path(Path(folder) / FILE) as temporary:
+            self._tokenizer.save(str(temporary))
+
+    @property
+    def size(self) -> int:
+        """Number of text ids."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ``text`` (n,), without any special id added."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ``ids``; specials are left out."""
+        keep = [i for i in ids if i >= len(SPECIALS)]
+        return self._tokenizer.decode(keep, skip_special_tokens=False)

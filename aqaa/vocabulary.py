@@ -1,0 +1,111 @@
+"""One id space: text | 1024 linguistic | 4096 semantic | markers; the only place that adds an offset.
+
+The base model's text ids keep their place (for Step-1 ``text_tokens`` is 65,536 and the table has
+74,752 rows). Specials below follow Step-1: pad 0, bos 1, EOT 3, BOT 4.
+"""
+
+from dataclasses import dataclass
+
+from aqaa.signals import LINGUISTIC_CODES, SEMANTIC_CODES
+
+MARKERS = ("<audio_start>", "<audio_end>", "<text_end>")
+TOKEN_TYPES = ("text", "linguistic", "semantic", "marker")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Where every kind of id lives.
+
+    Args:
+        text_tokens: ids 0..text_tokens-1 belong to the text tokenizer.
+        row_multiple: the table's rows are rounded up to a multiple of this.
+        table_rows: rows of an existing table that already has room (0: as many as needed).
+    """
+
+    text_tokens: int
+    row_multiple: int = 64
+    table_rows: int = 0
+    pad: int = 0
+    bos: int = 1
+    eot: int = 3
+    bot: int = 4
+
+    def __post_init__(self) -> None:
+        if max(self.pad, self.bos, self.eot, self.bot) >= self.text_tokens:
+            raise ValueError(f"special ids {self} lie outside the {self.text_tokens} text ids")
+        if self.table_rows and self.table_rows < self.used_rows:
+            raise ValueError(f"table_rows {self.table_rows} < the {self.used_rows} ids in use")
+
+    @property
+    def linguistic_start(self) -> int:
+        """Id of linguistic code 0."""
+        return self.text_tokens
+
+    @property
+    def semantic_start(self) -> int:
+        """Id of semantic code 0."""
+        return self.text_tokens + LINGUISTIC_CODES
+
+    @property
+    def marker_start(self) -> int:
+        """Id of the first marker."""
+        return self.semantic_start + SEMANTIC_CODES
+
+    @property
+    def audio_start(self) -> int:
+        """Marker before a stretch of audio."""
+        return self.marker_start
+
+    @property
+    def audio_end(self) -> int:
+        """Marker after a stretch of audio."""
+        return self.marker_start + 1
+
+    @property
+    def text_end(self) -> int:
+        """Marker after the last text id of an answer that is also spoken (our choice)."""
+        return self.marker_start + 2
+
+    @property
+    def used_rows(self) -> int:
+        """Ids that mean something."""
+        return self.marker_start + len(MARKERS)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding table."""
+        return self.table_rows or -(-self.used_rows // self.row_multiple) * self.row_multiple
+
+    def linguistic(self, code: int) -> int:
+        """Id of a linguistic code; ValueError outside 0..1023."""
+        return self.linguistic_start + _checked(code, LINGUISTIC_CODES, "linguistic")
+
+    def semantic(self, code: int) -> int:
+        """Id of a semantic code; ValueError outside 0..4095."""
+        return self.semantic_start + _checked(code, SEMANTIC_CODES, "semantic")
+
+    def code(self, token: int) -> int:
+        """The code behind an audio id, within its own book."""
+        if self.linguistic_start <= token < self.semantic_start:
+            return token - self.linguistic_start
+        if self.semantic_start <= token < self.marker_start:
+            return token - self.semantic_start
+        raise ValueError(f"id {token} is not an audio id ({self.linguistic_start}..{self.marker_start - 1})")
+
+    def token_type(self, token: int) -> str:
+        """One of ``TOKEN_TYPES``; ValueError for an id that means nothing."""
+        if 0 <= token < self.linguistic_start:
+            return "text"
+        if token < self.semantic_start:
+            return "linguistic"
+        if token < self.marker_start:
+            return "semantic"
+        if token < self.used_rows:
+            return "marker"
+        raise ValueError(f"id {token} lies outside the {self.used_rows} ids in use")
+
+
+def _checked(code: int, size: int, book: str) -> int:
+    if not 0 <= code < size:
+        raise ValueError(f"{book} code {code} lies outside 0..{size - 1}")
+    return int(code)

@@ -150,3 +150,24 @@ def verify_manifest(folder: str | Path) -> str:
         if sha256_file(folder / name) != digest:
             raise UsageError(f"{folder / name} is damaged: its SHA-256 differs from {MANIFEST}")
     return sha256_file(manifest)
+
+
+def save_organ(folder: str | Path, name: str, settings: dict[str, Any], state: dict[str, Any]) -> None:
+    """Write an organ as ``config.json`` (its name and constructor settings) and safetensors."""
+    write_json(Path(folder) / "config.json", {"organ": name, **settings})
+    save_tensors(Path(folder) / "model.safetensors", state)
+
+
+def load_organ(folder: str | Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read what :func:`save_organ` wrote; (settings, state in float32).
+
+    Raises:
+        UsageError: the folder is missing, damaged, or holds another organ.
+    """
+    folder = Path(folder)
+    settings = read_json(folder / "config.json")
+    found = settings.pop("organ", settings.get("model_type", "something else"))
+    if found != name:
+        raise UsageError(f"{folder} holds a {found}, not a {name}")
+    state = load_tensors(folder / "model.safetensors")
+    return settings, {k: v.float() if v.is_floating_point() else v for k, v in state.items()}

@@ -15,6 +15,8 @@ from aqaa.storage import atomic_path
 # The first five ids are Step-1's; role headers are one id each so that frames stay short.
 SPECIALS = ("<unk>", "<s>", "</s>", "<|EOT|>", "<|BOT|>")
 HEADERS = ("system\n", "human\n", "assistant\n")
+# System turns that name a task; a trained vocabulary holds them besides the words of its texts.
+TASK_WORDS = ("continue", "transcribe", "speak", "read", "write", "sound")
 FILE = "tokenizer.json"
 
 
@@ -31,7 +33,7 @@ class TextTokenizer:
         Few text decisions are what makes a tiny backbone understand; bytes cost it half its
         accuracy at equal training time.
         """
-        words = sorted({word for text in texts for word in text.split()})
+        words = sorted({word for text in [*texts, *TASK_WORDS] for word in text.split()})
         names = [*SPECIALS, *HEADERS, *words]
         tokenizer = Tokenizer(models.WordLevel({n: i for i, n in enumerate(names)}, SPECIALS[0]))
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\S+\n?"), "removed", invert=True)

@@ -1,0 +1,153 @@
+"""Sound files in and out: any rate and channel count in, mono float32 out; errors name the file.
+
+Letters: T samples, C channels.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from aqaa.errors import UsageError
+from aqaa.signals import GROUP_S, GROUP_SAMPLES, QUESTION_RATE_HZ, Waveform
+from aqaa.storage import atomic_path
+
+PEAK = 0.5  # of every clip the chain hears or is trained on
+SILENT_PEAK = 1e-3
+_TRIM_SHARE = 0.02  # of the peak: what is quieter at either end is silence
+_LEAD_S, _TAIL_S = 0.03, 0.05  # of silence kept, so that soft onsets and endings survive
+_RIFF_SIZE_UNKNOWN = 0x7FFFF000  # writers to a pipe leave this or more in the header
+
+
+def read_audio(
+    path: str | Path,
+    *,
+    rate_hz: int = QUESTION_RATE_HZ,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+) -> Waveform:
+    """Read a stretch of a sound file as mono float32 (T,) at ``rate_hz``.
+
+    Channels are averaged, other rates resampled; WAV, FLAC, OGG and whatever libsndfile knows.
+
+    Raises:
+        UsageError: missing, empty, cut short, not audio, a stretch outside the file, NaN or Inf.
+    """
+    path = Path(path)
+    _check_file(path)
+    samples, own_rate_hz = _read_stretch(path, start_s, end_s)
+    if not len(samples):
+        raise UsageError(f"{path} holds no sound: 0 samples; give a file with speech in it")
+    if not np.isfinite(samples).all():
+        bad = int((~np.isfinite(samples)).sum())
+        raise UsageError(f"{path} holds {bad} NaN or infinite samples; write it again")
+    mono: NDArray[np.float32] = samples.mean(axis=1, dtype=np.float32)
+    if own_rate_hz != rate_hz:
+        mono = soxr.resample(mono, own_rate_hz, rate_hz).astype(np.float32, copy=False)
+    return Waveform(mono, rate_hz)
+
+
+def file_rate_hz(path: str | Path) -> int:
+    """The rate a sound file is stored at; UsageError where it cannot be opened."""
+    _check_file(Path(path))
+    try:
+        return int(soundfile.info(str(path)).samplerate)
+    except soundfile.LibsndfileError as error:
+        raise UsageError(f"{path} is not a readable sound file: {error.error_string}") from None
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is no complete file before a decoder guesses at it."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, not a sound file")
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist: give a sound file")
+    size_bytes = os.path.getsize(path)
+    if not size_bytes:
+        raise UsageError(f"{path} is an empty file (0 bytes); write it again")
+    with open(path, "rb") as handle:
+        head = handle.read(12)
+    if head[:4] == b"RIFF" and head[8:] == b"WAVE":
+        # libsndfile reads a cut WAV without a word, so the header's promise is checked here.
+        promised_bytes = int.from_bytes(head[4:8], "little") + 8
+        if size_bytes + 1 < promised_bytes < _RIFF_SIZE_UNKNOWN:
+            raise UsageError(
+                f"{path} is cut short: its header promises {promised_bytes} bytes, "
+                f"the file has {size_bytes}; copy it again"
+            )
+
+
+def _read_stretch(
+    path: Path, start_s: float, end_s: float | None
+) -> tuple[NDArray[np.float32], int]:
+    """Samples (T, C) of the stretch and the file's own rate."""
+    try:
+        with soundfile.SoundFile(str(path)) as sound:
+            rate_hz, total = sound.samplerate, sound.frames
+            start = round(start_s * rate_hz)
+            end = total if end_s is None else round(end_s * rate_hz)
+            if not 0 <= start <= end <= total:
+                raise UsageError(
+                    f"{path} lasts {total / rate_hz:.3f} s: the stretch {start_s:g}..{end_s} s lies outside it"
+                )
+            sound.seek(start)
+            samples = sound.read(end - start, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise UsageError(f"{path} is not a readable sound file: {error.error_string}") from None
+    if len(samples) < end - start:
+        raise UsageError(
+            f"{path} is cut short: {len(samples)} of {end - start} samples can be read; copy it again"
+        )
+    return samples, rate_hz
+
+
+def trim(samples: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:
+    """Cut silence off both ends of (T,), keeping 30 ms before and 50 ms after the sound."""
+    loudness = np.abs(samples)
+    loud = np.flatnonzero(loudness > _TRIM_SHARE * loudness.max(initial=0.0))
+    if not len(loud):
+        return samples
+    start = max(0, int(loud[0]) - round(_LEAD_S * rate_hz))
+    return samples[start : int(loud[-1]) + 1 + round(_TAIL_S * rate_hz)]
+
+
+def pad_to_groups(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Zeros after (T,) at 16 kHz up to whole 120 ms groups of 1,920 samples."""
+    return np.pad(samples, (0, -len(samples) % GROUP_SAMPLES))
+
+
+def prepare(waveform: Waveform) -> Waveform:
+    """Bring a question to the shape of the training clips: trimmed, peak 0.5, whole groups.
+
+    Raises:
+        UsageError: another rate than 16 kHz, shorter than one group, silent, NaN or Inf.
+    """
+    samples = np.asarray(waveform.samples, dtype=np.float32)
+    if waveform.rate_hz != QUESTION_RATE_HZ:
+        raise UsageError(f"sound at {waveform.rate_hz} Hz must be resampled to {QUESTION_RATE_HZ} Hz first")
+    if len(samples) < GROUP_SAMPLES:
+        raise UsageError(
+            f"the sound lasts {waveform.duration_s:.3f} s; at least {float(GROUP_S):g} s of speech are needed"
+        )
+    peak = float(np.abs(samples).max())
+    if not np.isfinite(peak):
+        raise UsageError("the sound holds NaN or infinite samples; record it again")
+    if peak < SILENT_PEAK:
+        raise UsageError(f"the sound is silent: its peak is {peak:.1e}, below {SILENT_PEAK:g}; record it again")
+    trimmed = trim(samples, waveform.rate_hz)
+    return Waveform(pad_to_groups(trimmed * np.float32(PEAK / peak)), waveform.rate_hz)
+
+
+def write_audio(path: str | Path, samples: NDArray[np.float32], rate_hz: int) -> None:
+    """Write mono (T,) in -1..1 as a 16-bit PCM WAV, whole or not at all; louder samples are clipped."""
+    with atomic_path(path) as temporary:
+        try:
+            with soundfile.SoundFile(
+                str(temporary), "w", samplerate=rate_hz, channels=1, subtype="PCM_16", format="WAV"
+            ) as sound:
+                sound.write(np.clip(np.asarray(samples, dtype=np.float32), -1.0, 1.0))
+        except soundfile.LibsndfileError as error:
+            raise UsageError(f"cannot write {path}: {error.error_string}; nothing was changed") from None

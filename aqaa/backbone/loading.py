@@ -1,0 +1,111 @@
+"""A backbone folder: the network's safetensors and config.json, tokenizer.json, and aqaa.json,
+which says how its ids are laid out and which speech tokenizers its audio ids came from."""
+
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aqaa.errors import UsageError
+from aqaa.storage import atomic_folder, read_json, write_json
+from aqaa.stream import Slot, StreamLayout
+from aqaa.text import TextTokenizer
+from aqaa.vocabulary import Vocabulary
+
+RECORD = "aqaa.json"
+
+
+@dataclass(frozen=True)
+class Ids:
+    """Everything that gives an id its meaning.
+
+    ``tokenizer_hash`` names the speech tokenizers whose codes the audio ids are.
+    """
+
+    text: TextTokenizer
+    vocabulary: Vocabulary
+    layout: StreamLayout
+    tokenizer_hash: str
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json and aqaa.json."""
+        self.text.save(folder)
+        record = {
+            "vocabulary": asdict(self.vocabulary),
+            "layout": asdict(self.layout),
+            "tokenizer_hash": self.tokenizer_hash,
+        }
+        write_json(Path(folder) / RECORD, record)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Ids":
+        """Read what :meth:`save` wrote."""
+        record = read_json(Path(folder) / RECORD)
+        return cls(
+            TextTokenizer.load(folder),
+            Vocabulary(**record["vocabulary"]),
+            StreamLayout(**record["layout"]),
+            record["tokenizer_hash"],
+        )
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded decoder (``model``, a transformers causal LM) and the meaning of its ids."""
+
+    model: Any
+    ids: Ids
+
+    @property
+    def table(self) -> Tensor:
+        """Output rows (V, W)."""
+        return self.model.get_output_embeddings().weight
+
+    def hidden(self, input_ids: Tensor, **cache: Any) -> Any:
+        """Run the decoder without its head; the result has ``last_hidden_state`` (B, T, W)."""
+        return self.model.base_model(input_ids=input_ids, **cache)
+
+    def slot_rows(self, slot: Slot) -> Tensor:
+        """Ids a slot is decided over, as a tensor (S,)."""
+        rows = self.ids.layout.slot_ids(slot, self.ids.vocabulary)
+        return torch.tensor(rows, dtype=torch.long)
+
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write the folder as a whole (Hugging Face layout), optionally in another precision."""
+        with atomic_folder(folder) as temporary:
+            state = {k: v.detach().to(dtype or v.dtype) for k, v in self.model.state_dict().items()}
+            self.model.save_pretrained(temporary, state_dict=state)
+            self.ids.save(temporary)
+
+
+def load_backbone(folder: str | Path, *, layout: StreamLayout | None = None) -> Backbone:
+    """Load a backbone folder in float32.
+
+    Args:
+        folder: as :meth:`Backbone.save` or :func:`aqaa.backbone.initial.write_initial` leave it.
+        layout: read and write another layout than the one it was trained with.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    from aqaa.audio.torchaudio_shim import ensure
+
+    ensure()
+    import aqaa.backbone.step1  # noqa: F401  registers Step-1 with transformers
+
+    folder = Path(folder)
+    if not (folder / RECORD).is_file():
+        raise UsageError(f"{folder} is not a backbone folder: it holds no {RECORD}")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    logging.disable_progress_bar()
+    ids = Ids.load(folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+    )
+    rows = model.get_input_embeddings().weight.shape[0]
+    if rows != ids.vocabulary.rows:
+        raise UsageError(f"{folder}: the table has {rows} rows, aqaa.json says {ids.vocabulary.rows}")
+    return Backbone(model.eval(), replace(ids, layout=layout) if layout else ids)

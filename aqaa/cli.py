@@ -1,0 +1,167 @@
+"""``aqaa VERB key=value …``: help and errors of use answer at once, work starts only after.
+
+Nothing heavy is imported at the top of this file or of what it imports there.
+"""
+
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from aqaa.errors import UsageError
+from aqaa.runtime import usage
+from aqaa.runtime.catalogue import nearest
+from aqaa.runtime.verbs import VERBS, Verb, family, find_verb
+
+_HELP = ("--help", "-h")
+_FLAGS = ("--help", "--cfg")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 done, 1 failed, 2 wrong use, 130 stopped)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _quiet_libraries()
+        return _dispatch(words)
+    except KeyboardInterrupt:
+        print("\naqaa: stopped; the same command goes on from what is finished", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output left (`| head`); keep the interpreter from complaining about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        cause = _error_of_use(error)
+        if cause is None:
+            raise
+        if _debugging():
+            traceback.print_exc()
+        print(f"aqaa: {' '.join(str(cause).split())}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in (*_HELP, "help"):
+        print(usage.overview())
+        return 0
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("aqaa"))
+        return 0
+    if family(words[0]) and words[1:2] and words[1] in _HELP:
+        print(usage.family_page(words[0]))
+        return 0
+    verb, rest = find_verb(words)
+    if any(word in _HELP for word in rest):
+        print(usage.page(verb))
+        return 0
+    if not verb.configured:
+        return _unconfigured(verb, rest)
+    show, overrides = _overrides(verb, rest)
+    return _configured(verb, overrides, show)
+
+
+def _unconfigured(verb: Verb, rest: list[str]) -> int:
+    if rest:
+        raise UsageError(f"{verb.name} takes no arguments, but got {' '.join(rest)}")
+    from aqaa.runtime import doctor
+
+    return doctor.env() if verb.name == "env" else doctor.doctor()
+
+
+def _configured(verb: Verb, overrides: list[str], show: bool) -> int:
+    from aqaa.runtime.compose import bind_targets, check_targets, compose
+
+    cfg = compose(verb.name, overrides, allow_missing=show)
+    check_targets(cfg)
+    if show:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(cfg), end="")
+        return 0
+    if "_target_" not in cfg:
+        from aqaa.runtime.run import train
+
+        train(verb.name, cfg)
+        return 0
+    bind_targets(cfg)
+    from hydra.utils import instantiate
+
+    result = instantiate(cfg, _convert_="all")  # plain values: no cfg below runtime
+    if isinstance(result, Path):
+        print(result)
+    return 0
+
+
+def _overrides(verb: Verb, rest: list[str]) -> tuple[bool, list[str]]:
+    """Whether to show the config only, and the overrides with the positional named."""
+    show = False
+    overrides: list[str] = []
+    positional: str | None = None
+    words = iter(rest)
+    for word in words:
+        if word == "--cfg" or word.startswith("--cfg="):
+            what = word.partition("=")[2] or next(words, "")
+            if what != "job":
+                raise UsageError(
+                    f"--cfg shows the composed config: write --cfg job, not --cfg {what}"
+                )
+            show = True
+        elif word.startswith("-"):
+            near = nearest(word, list(_FLAGS))
+            hint = f"the nearest is {near}" if near else f"there are {' and '.join(_FLAGS)}"
+            raise UsageError(f"there is no flag {word}: {hint}; settings are written key=value")
+        elif "=" in word or word.startswith("~"):
+            overrides.append(word)
+        elif verb.positional is None:
+            raise UsageError(f"{verb.name} takes settings as key=value, but got {word}")
+        elif positional is not None:
+            raise UsageError(
+                f"{verb.name} takes one {verb.positional}, but got {positional} and {word}"
+            )
+        else:
+            positional = word
+            overrides.append(f"{verb.positional}={_quoted(word)}")
+    return show, overrides
+
+
+def _quoted(value: str) -> str:
+    """A value as Hydra's grammar reads it back unchanged, spaces and brackets included."""
+    trailing = len(value) - len(value.rstrip("\\"))
+    escaped = value.replace("\\'", "\\\\'").replace("'", "\\'") + "\\" * trailing
+    return f"'{escaped}'"
+
+
+def _error_of_use(error: BaseException) -> UsageError | None:
+    """The error of use behind an exception; Hydra wraps what a target raises."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, UsageError):
+            return seen
+        seen = seen.__cause__
+    return None
+
+
+def _debugging() -> bool:
+    return os.environ.get("AQAA_DEBUG") == "1"
+
+
+def _quiet_libraries() -> None:
+    """Keep libraries' advice to their own developers from our users, unless AQAA_DEBUG=1."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if _debugging():
+        return
+    for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning, UserWarning):
+        warnings.simplefilter("ignore", category)
+    # Worker processes read these instead of our filters.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for name in ("lightning.pytorch", "lightning.fabric", "torch.distributed", "deepspeed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+__all__ = ["VERBS", "main"]

@@ -1,0 +1,1 @@
+"""Manifests, the synthetic corpus of spoken questions, stored tokens and batches."""

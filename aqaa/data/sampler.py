@@ -1,0 +1,71 @@
+"""One deterministic order: (seed, step) -> rows, the same on any number of ranks, O(1) to resume.
+
+A batch holds rows of similar length; an epoch visits every row once, whole batches only.
+"""
+
+import random
+from functools import lru_cache
+
+
+class BucketSampler:
+    """Rows of each step, bucketed by length.
+
+    Args:
+        lengths: length of every row.
+        batch: rows a step.
+        seed: decides the order.
+        jitter: random length added before sorting, in units of ``lengths``, so that the
+            neighbours of a row differ from epoch to epoch.
+    """
+
+    def __init__(self, lengths: list[int], *, batch: int, seed: int, jitter: float) -> None:
+        if len(lengths) < batch:
+            raise ValueError(f"{len(lengths)} rows do not fill one batch of {batch}")
+        self._lengths = lengths
+        self._batch = batch
+        self._seed = seed
+        self._jitter = jitter
+        self._epoch = lru_cache(maxsize=2)(self._order)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch."""
+        return len(self._lengths) // self._batch
+
+    def rows(self, step: int) -> list[int]:
+        """Rows of batch number ``step``, counted from zero over all epochs."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return self._epoch(epoch)[place]
+
+    def _order(self, epoch: int) -> list[list[int]]:
+        rng = random.Random(f"{self._seed}:{epoch}")
+        keys = [length + rng.random() * self._jitter for length in self._lengths]
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        # The rows left over differ from epoch to epoch: start at a random place.
+        spare = len(order) - self.steps_per_epoch * self._batch
+        start = rng.randint(0, spare)
+        starts = range(start, start + self.steps_per_epoch * self._batch, self._batch)
+        batches = [order[i : i + self._batch] for i in starts]
+        rng.shuffle(batches)
+        return batches
+
+
+def draws(shares: dict[str, float], steps: int, seed: int) -> list[tuple[str, int]]:
+    """Which source each step draws from, and how often it was drawn before.
+
+    Args:
+        shares: weight of every source, at least one above zero.
+        steps: how many steps to lay out.
+        seed: decides the sequence.
+    """
+    names = [name for name, share in shares.items() if share > 0]
+    if not names or min(shares.values()) < 0:
+        raise ValueError(f"shares {shares} must not be negative and not all zero")
+    rng = random.Random(f"draws:{seed}")
+    picked = rng.choices(names, [shares[name] for name in names], k=steps)
+    seen = dict.fromkeys(names, 0)
+    out = []
+    for name in picked:
+        out.append((name, seen[name]))
+        seen[name] += 1
+    return out

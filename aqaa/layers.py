@@ -1,0 +1,69 @@
+"""Network layers that more than one organ uses.
+
+Letters: B clips, N positions, W width, C channels, F frames, H heads, K codes, D code width.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ConvAttention(nn.Module):
+    """Pre-norm attention and MLP after a depthwise convolution, which stands in for positions."""
+
+    def __init__(self, *, width: int, heads: int = 4, kernel: int = 7, expansion: int = 2) -> None:
+        super().__init__()
+        self.heads = heads
+        self.convolution = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention_in = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp_in = nn.Linear(width, expansion * width)
+        self.mlp_out = nn.Linear(expansion * width, width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(B, N, W), mask (B, N) of real positions -> (B, N, W)."""
+        x = x * mask[..., None]
+        x = x + self.convolution(x.transpose(1, 2)).transpose(1, 2)
+        batch, length, width = x.shape
+        qkv = self.attention_in(self.attention_norm(x))
+        q, k, v = qkv.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        heard = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :].bool())
+        x = x + self.attention_out(heard.transpose(1, 2).reshape(batch, length, width))
+        return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
+
+
+class MaskedGroupNorm(nn.Module):
+    """Group normalisation whose statistics see real frames only, so that padding changes nothing."""
+
+    def __init__(self, groups: int, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.groups = groups
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(B, C, F), mask (B, 1, F) -> (B, C, F)."""
+        batch, channels, frames = x.shape
+        x = (x * mask).view(batch, self.groups, channels // self.groups, frames)
+        count = mask.sum(2)[..., None, None] * (channels // self.groups)
+        mean = x.sum((2, 3), keepdim=True) / count
+        square = x.pow(2).sum((2, 3), keepdim=True) / count
+        x = (x - mean) * torch.rsqrt(square - mean.pow(2) + self.eps)
+        return x.view(batch, channels, frames) * self.weight[:, None] + self.bias[:, None]
+
+
+def spread(codebook: Tensor, width: int, *, seed: int) -> Tensor:
+    """Standardise code vectors (K, D) and turn them into (K, width) of unit variance by a random
+    orthonormal map, which keeps their distances."""
+    code_width = codebook.shape[1]
+    if code_width > width:
+        raise ValueError(f"code vectors of width {code_width} do not fit rows of width {width}")
+    centred = (codebook - codebook.mean(0)) / codebook.std()
+    generator = torch.Generator().manual_seed(seed)
+    basis = torch.linalg.qr(torch.randn(width, code_width, generator=generator))[0].T
+    return centred @ basis * math.sqrt(width / code_width)

@@ -1,0 +1,109 @@
+"""Run folders and where they came from.
+
+A run folder holds config.yaml, lineage.json, metrics.csv, checkpoints/, model/ and MANIFEST.sha256.
+lineage.json is written last: a folder without it is a run that was cut.
+"""
+
+import hashlib
+import json
+import subprocess
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from aqaa.errors import UsageError
+from aqaa.storage import read_json, sha256_file, tree_hash, verify_manifest, write_json, write_manifest
+
+RECORD = "lineage.json"
+MODEL = "model"
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A folder something was made from; ``verified`` is False where it has no manifest of ours."""
+
+    path: str
+    hash: str
+    verified: bool
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """What a finished run says of itself.
+
+    ``fingerprint`` names everything that decided the result: settings, parents' content.
+    """
+
+    stage: str
+    run: str
+    parents: dict[str, Parent]
+    fingerprint: str
+    steps: int
+    seconds: float
+    parameters: int
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def parent(path: str | Path) -> Parent:
+    """Check a folder (a run's model or anything with a manifest) and name its content.
+
+    Raises:
+        UsageError: it does not exist, or its manifest does not fit its files.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UsageError(f"{path} does not exist: run the stage that makes it first")
+    owner = path if tree_hash(path) else path.parent
+    if not tree_hash(owner):
+        return Parent(str(path), "", False)
+    return Parent(str(path), verify_manifest(owner), True)
+
+
+def fingerprint(settings: dict[str, Any], parents: dict[str, Parent]) -> str:
+    """Hash of what decides a run's result."""
+    content = {"settings": settings, "parents": {k: p.hash for k, p in parents.items()}}
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_lineage(run: str | Path) -> Lineage | None:
+    """The record of a finished run, None where the folder is missing or the run was cut."""
+    path = Path(run) / RECORD
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    parents = {name: Parent(**value) for name, value in record.pop("parents").items()}
+    return Lineage(parents=parents, **record)
+
+
+def finish(run: str | Path, lineage: Lineage) -> None:
+    """Seal a run folder: manifest of the model, then the record."""
+    run = Path(run)
+    if (run / MODEL).is_dir():
+        write_manifest(run / MODEL)
+    write_json(run / RECORD, asdict(lineage))
+
+
+def versions() -> dict[str, str]:
+    """Versions of this code and of the packages that decide numbers."""
+    found = {}
+    for name in ("aqaa", "torch", "lightning", "transformers", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    commit = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"],
+        capture_output=True, text=True, check=False,
+    )
+    if commit.returncode == 0:
+        found["commit"] = commit.stdout.strip()
+    return found
+
+
+def tokenizer_hash(folder: str | Path) -> str:
+    """One hash for both books: codes, stores and models made with another are meaningless."""
+    folder = Path(folder)
+    both = [sha256_file(folder / b / "model.safetensors") for b in ("linguistic", "semantic")]
+    return "-".join(h[:12] for h in both)

@@ -1,0 +1,142 @@
+"""The verbs of the command line: a sentence and an example each."""
+
+from dataclasses import dataclass
+
+from aqaa.errors import UsageError
+from aqaa.runtime.catalogue import nearest
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb; ``positional`` is the key that a bare first argument stands for."""
+
+    name: str
+    summary: str
+    example: str
+    positional: str | None = None
+    configured: bool = True
+
+
+_TABLE = (
+    Verb(
+        "data synthesize",
+        "make a corpus of spoken questions and answers with the bundled speech synthesiser",
+        "aqaa data synthesize runs/corpus questions=600 seed=1",
+        positional="out",
+    ),
+    Verb(
+        "data validate",
+        "list everything that is wrong with a manifest, before a run finds out",
+        "aqaa data validate runs/corpus/train.jsonl deep=true",
+        positional="manifest",
+    ),
+    Verb(
+        "data tokenize",
+        "turn a corpus into stored audio tokens with a trained pair of tokenizers",
+        "aqaa data tokenize runs/corpus tokenizer=runs/tokenizer out=runs/tokens",
+        positional="corpus",
+    ),
+    Verb(
+        "data pairs",
+        "sample answers from a model, score them and choose preference pairs",
+        "aqaa data pairs model=runs/sft_1 out=runs/pairs",
+    ),
+    Verb(
+        "init",
+        "write a backbone with seeded weights and a grown vocabulary, the start of any training",
+        "aqaa init out=runs/init",
+        positional="out",
+    ),
+    Verb(
+        "tokenizer",
+        "train one of the two speech tokenizers",
+        "aqaa tokenizer preset=walkthrough/tokenizer_linguistic",
+    ),
+    Verb(
+        "pretrain",
+        "pre-train the backbone on speech and text, continued, transcribed, spoken, interleaved",
+        "aqaa pretrain preset=walkthrough/pretrain",
+    ),
+    Verb(
+        "sft",
+        "fine-tune on spoken dialogues, first or second round",
+        "aqaa sft preset=walkthrough/sft_1",
+    ),
+    Verb(
+        "dpo",
+        "optimise preferences with the audio ids masked out of the term",
+        "aqaa dpo preset=walkthrough/dpo",
+    ),
+    Verb(
+        "merge",
+        "average models, each with its weight",
+        "aqaa merge 'models=[runs/sft_1,runs/sft_2,runs/dpo]' 'weights=[5,5,1]' out=runs/merge",
+    ),
+    Verb(
+        "vocoder",
+        "train the flow from audio ids to a mel, or the head from a mel to a waveform",
+        "aqaa vocoder preset=walkthrough/vocoder_flow",
+    ),
+    Verb(
+        "answer",
+        "answer a spoken question with speech",
+        "aqaa answer question.wav out=answer.wav",
+        positional="question",
+    ),
+    Verb(
+        "listen",
+        "decode stored audio tokens, the targets of a training, back to sound",
+        "aqaa listen runs/tokens out=runs/listen",
+        positional="source",
+    ),
+    Verb(
+        "evaluate",
+        "let a recogniser judge the spoken answers to held-out questions",
+        "aqaa evaluate model=runs/merge out=runs/evaluate",
+    ),
+    Verb(
+        "walkthrough",
+        "run the whole chain, tiny, from a synthetic corpus to a judged spoken answer",
+        "aqaa walkthrough",
+    ),
+    Verb(
+        "doctor",
+        "check versions, known breakages, disk and devices, each with a cure",
+        "aqaa doctor",
+        configured=False,
+    ),
+    Verb("env", "print versions and platform, for a report", "aqaa env", configured=False),
+)
+VERBS = {verb.name: verb for verb in _TABLE}
+
+
+def family(word: str) -> list[Verb]:
+    """The two-word verbs that begin with ``word``."""
+    return [verb for name, verb in VERBS.items() if name.startswith(f"{word} ")]
+
+
+def find_verb(words: list[str]) -> tuple[Verb, list[str]]:
+    """The verb that ``words`` begin with, and the words after it.
+
+    Raises:
+        UsageError: no such verb; names the nearest.
+    """
+    for length in (2, 1):
+        if (verb := VERBS.get(" ".join(words[:length]))) is not None:
+            return verb, words[length:]
+    tried = words[0]
+    if members := family(tried):
+        second = " or ".join(verb.name.split()[1] for verb in members)
+        if len(words) == 1 or "=" in words[1] or words[1].startswith("-"):
+            raise UsageError(f"{tried} needs a second word: {tried} {second}")
+        tried = " ".join(words[:2])
+    near = _nearest(tried, " ".join(words[:2]))
+    hint = f"the nearest is `{near}`" if near else "aqaa --help lists all"
+    raise UsageError(f"there is no verb {tried}: {hint}")
+
+
+def _nearest(*tries: str) -> str | None:
+    for tried in reversed(tries):
+        if near := nearest(tried, list(VERBS)):
+            return near
+    return None

@@ -1,0 +1,117 @@
+"""What the stages of the backbone share: the loss over a batch and its figures by kind of id."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from aqaa.backbone.loading import Backbone, load_backbone
+from aqaa.data.dialogues import TokenBatch
+from aqaa.losses.next_token import SlotTable, TokenLoss, next_token
+from aqaa.stages.optimizer import OptimizerSettings
+from aqaa.stream import Slot
+
+# Weight of a position by what it decides: few text ids carry the meaning, many audio ids the sound.
+SLOT_WEIGHTS = {"text": 3.0, "linguistic": 1.0, "semantic": 0.7, "after": 1.0}
+
+
+def slot_tables(backbone: Backbone, weights: Mapping[str, float]) -> dict[int, SlotTable]:
+    """The rows each slot is normalised over, with its weight; a slot left out carries no loss."""
+    rows = backbone.ids.vocabulary.rows
+    ids = backbone.ids
+    return {
+        int(slot): SlotTable.build(
+            slot.name.lower(), ids.layout.slot_ids(slot, ids.vocabulary), rows, weights[slot.name.lower()]
+        )
+        for slot in Slot
+        if slot.name.lower() in weights
+    }
+
+
+def supervised(backbone: Backbone, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states (N, W), targets (N,) and slots (N,) of the positions that carry loss.
+
+    The head then works on these rows alone; logits of the others never exist.
+    """
+    hidden = backbone.hidden(batch.input_ids).last_hidden_state
+    chosen = (batch.slots != Slot.NONE) & (batch.slots != Slot.FORCED)
+    return hidden[chosen], batch.targets[chosen], batch.slots[chosen]
+
+
+class LanguageModel(pl.LightningModule):
+    """A backbone under next-token training (paper Eq. 1).
+
+    Args:
+        model: folder of the backbone to start from.
+        optimizer: settings.
+        slot_weights: weight of the loss by slot (ours; the paper weighs every id alike).
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        optimizer: OptimizerSettings,
+        slot_weights: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self._folder = model
+        self._optimizer = optimizer
+        self._slot_weights = dict(slot_weights or SLOT_WEIGHTS)
+        self.decoder: Any = None
+        self._backbone: Backbone | None = None
+        self._tables: dict[int, SlotTable] = {}
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone, once loaded."""
+        assert self._backbone is not None, "configure_model comes first"
+        return self._backbone
+
+    def configure_model(self) -> None:
+        """Load the backbone and tell the data how its ids are laid out; nothing on a second call."""
+        if self._backbone is not None:
+            return
+        self._backbone = load_backbone(self._folder)
+        self.decoder = self._backbone.model.train()
+        self._tables = slot_tables(self._backbone, self._slot_weights)
+        self.trainer.datamodule.source.bind(self._backbone.ids)  # type: ignore[attr-defined]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW on the backbone."""
+        steps = int(self.trainer.estimated_stepping_batches)
+        return self._optimizer.build(self.decoder.named_parameters(), steps)
+
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        found = self._loss(batch)
+        self._log("train", found, {f"train/{batch.task}": found.loss.detach()})
+        return found.loss
+
+    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        """Loss on voices never trained, by kind of id and by task."""
+        found = self._loss(batch)
+        self._log("validation", found, {f"validation/{batch.task}": found.loss.detach()})
+
+    def _loss(self, batch: TokenBatch) -> TokenLoss:
+        return next_token(*_with_table(self.backbone, batch), self._tables)
+
+    def _log(self, split: str, found: TokenLoss, more: dict[str, Tensor]) -> None:
+        self.log_dict({f"{split}/loss": found.loss.detach(), **more}, batch_size=1)
+        for name, count in found.counts.items():
+            values = {f"{split}/{name}_loss": found.sums[name] / count}
+            if split == "validation":
+                values[f"{split}/{name}_accuracy"] = torch.tensor(found.correct[name] / count)
+            self.log_dict(values, batch_size=count)
+
+    def export(self, folder: Path) -> None:
+        """Write the backbone folder."""
+        self.backbone.save(folder)
+
+
+def _with_table(backbone: Backbone, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    hidden, targets, slots = supervised(backbone, batch)
+    return hidden, backbone.table, targets, slots

@@ -1,0 +1,164 @@
+"""Train the voice: flow matching from audio ids to a mel, and the head from a mel to a waveform
+(paper section 2.3)."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from aqaa.audio.mel import log_mel
+from aqaa.data.voice import FlowBatch, WaveformBatch
+from aqaa.layers import spread
+from aqaa.losses.flow_matching import cosine_time, flow_matching, path
+from aqaa.losses.spectral import multi_resolution
+from aqaa.stages.optimizer import OptimizerSettings
+from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer
+from aqaa.vocoder.flow import FlowVocoder, pack
+from aqaa.vocoder.waveform import WaveformHead
+
+
+class Flow(pl.LightningModule):
+    """Trains a :class:`FlowVocoder`; its running average is what is exported.
+
+    Args:
+        network: partial of the vocoder.
+        optimizer: settings.
+        average_decay: of the running average of the weights.
+        prior_weight: of the regression head's loss.
+        start_from_codebooks: start the embeddings from the tokenizers' code vectors.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: Callable[[], FlowVocoder],
+        optimizer: OptimizerSettings,
+        average_decay: float = 0.99,
+        prior_weight: float = 1.0,
+        start_from_codebooks: bool = True,
+    ) -> None:
+        super().__init__()
+        self._network = network
+        self._optimizer = optimizer
+        self._decay = average_decay
+        self._prior_weight = prior_weight
+        self._start = start_from_codebooks
+        self.flow: Any = None
+        self.average: Any = None
+
+    def configure_model(self) -> None:
+        """Build the network and its average; nothing on a second call."""
+        if self.flow is not None:
+            return
+        self.flow = self._network()
+        if self._start:
+            folder = self.trainer.datamodule.source.store.tokenizer  # type: ignore[attr-defined]
+            width = self.flow.settings["code_width"]
+            vectors = [
+                spread(SpeechTokenizer.load(folder / book).codebook.vectors, width, seed=i)
+                for i, book in enumerate(("linguistic", "semantic"))
+            ]
+            self.flow.conditioning.start_from(*vectors)
+        average = get_ema_multi_avg_fn(self._decay)
+        self.average = AveragedModel(self.flow, multi_avg_fn=average)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW on the network, not on its average."""
+        steps = int(self.trainer.estimated_stepping_batches)
+        return self._optimizer.build(self.flow.named_parameters(), steps)
+
+    def training_step(self, batch: FlowBatch, batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        loss, terms = self._loss(self.flow, batch)
+        self.log_dict({f"train/{k}": v for k, v in terms.items()}, batch_size=len(batch.mel))
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: FlowBatch, batch_idx: int) -> None:
+        """Move the running average."""
+        self.average.update_parameters(self.flow)
+
+    def validation_step(self, batch: FlowBatch, batch_idx: int) -> None:
+        """Loss of the running average under fixed noise."""
+        _, terms = self._loss(self.average.module, batch)
+        self.log_dict({f"validation/{k}": v for k, v in terms.items()}, batch_size=len(batch.mel))
+
+    def _loss(self, flow: FlowVocoder, batch: FlowBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        target, mask = pack(batch.mel), batch.mask[:, ::2]
+        condition = flow.conditioning(batch.linguistic, batch.semantic, mask)
+        time = cosine_time(batch.time)
+        point, velocity = path(batch.noise, target, time)
+        kept = condition * batch.keep[:, None, None]
+        flow_loss = flow_matching(flow.velocity(point, kept, time, mask), velocity, mask)
+        distance = (flow.prior(condition) - target).abs() * mask[:, None]
+        prior_loss = distance.sum() / (mask.sum() * target.shape[1])
+        loss = flow_loss + self._prior_weight * prior_loss
+        terms = {"loss": loss, "flow": flow_loss, "prior": prior_loss}
+        return loss, {name: term.detach() for name, term in terms.items()}
+
+    def export(self, folder: Path) -> None:
+        """Write the averaged vocoder's folder."""
+        self.average.module.save(folder)
+
+
+class Waveform(pl.LightningModule):
+    """Trains a :class:`WaveformHead` by spectral losses alone.
+
+    Args:
+        network: partial of the head.
+        optimizer: settings.
+        mel_weight: of the log-mel distance.
+        resolutions: pairs of STFT sizes, used in turn.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: Callable[[], WaveformHead],
+        optimizer: OptimizerSettings,
+        mel_weight: float = 2.0,
+        resolutions: list[list[int]] | None = None,
+    ) -> None:
+        super().__init__()
+        self._network = network
+        self._optimizer = optimizer
+        self._mel_weight = mel_weight
+        self._resolutions = [list(r) for r in resolutions or [[512, 2048], [256, 1024]]]
+        self.head: Any = None
+
+    def configure_model(self) -> None:
+        """Build the head; nothing on a second call."""
+        if self.head is None:
+            self.head = self._network()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW on the head."""
+        steps = int(self.trainer.estimated_stepping_batches)
+        return self._optimizer.build(self.head.named_parameters(), steps)
+
+    def training_step(self, batch: WaveformBatch, batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        sizes = self._resolutions[self.global_step % len(self._resolutions)]
+        loss, terms = self._loss(batch, sizes)
+        self.log_dict({f"train/{k}": v for k, v in terms.items()}, batch_size=len(batch.mel))
+        return loss
+
+    def validation_step(self, batch: WaveformBatch, batch_idx: int) -> None:
+        """Loss on fixed segments, at every resolution."""
+        _, terms = self._loss(batch, [size for sizes in self._resolutions for size in sizes])
+        self.log_dict({f"validation/{k}": v for k, v in terms.items()}, batch_size=len(batch.mel))
+
+    def _loss(self, batch: WaveformBatch, sizes: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        samples = self.head(batch.mel)
+        spectral = multi_resolution(samples, batch.samples, sizes)
+        mel = (log_mel(samples) - batch.mel).abs().mean()
+        loss = spectral + self._mel_weight * mel
+        terms = {"loss": loss, "spectral": spectral, "mel": mel}
+        return loss, {name: term.detach() for name, term in terms.items()}
+
+    def export(self, folder: Path) -> None:
+        """Write the head's folder."""
+        self.head.save(folder)
+

@@ -1,0 +1,130 @@
+"""One book: an encoder, a codebook in its middle, and the heads that teach it.
+
+The linguistic book learns phones alone (CTC), so it keeps what was said; the semantic book also
+rebuilds the mel, so it keeps how. Both follow paper section 2.1 in rate and size; the released
+encoders (Paraformer, Whisper-style) are larger relatives of this one.
+Letters: B clips, F mel frames, N codes, S CTC steps, P labels with blank.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from aqaa.layers import ConvAttention
+from aqaa.signals import MEL_BINS
+from aqaa.storage import load_organ, save_organ
+from aqaa.tokenizer.codebook import Codebook
+from aqaa.tokenizer.encoder import MelEncoder
+
+# Log-mels of speech at our scale lie around -3 with a spread of about 3.
+_CENTRE, _SPREAD = -3.0, 3.0
+
+
+@dataclass(frozen=True)
+class TokenizerOutput:
+    """``log_probs`` (B, S, P), ``steps`` (B,), ``mel`` (B, 80, F) or None, ``z`` and ``quantised``
+    (B, N, D), ``codes`` (B, N) or None before the book is active, ``mask`` (B, N)."""
+
+    log_probs: Tensor
+    steps: Tensor
+    mel: Tensor | None
+    z: Tensor
+    quantised: Tensor
+    codes: Tensor | None
+    mask: Tensor
+
+
+class SpeechTokenizer(nn.Module):
+    """Mel to codes of one book.
+
+    Args:
+        book: ``linguistic`` or ``semantic``.
+        phones: CTC labels in order; label 0 is the blank and not among them.
+        codes: size of the book.
+        frames_per_code: mel frames one code covers (6: 16.7 Hz, 4: 25 Hz).
+        ctc_steps: CTC steps per code; speech has more phones than 16.7 a second.
+        width, blocks, code_width: of the encoder.
+    """
+
+    def __init__(
+        self,
+        *,
+        book: str,
+        phones: list[str],
+        codes: int,
+        frames_per_code: int,
+        ctc_steps: int,
+        width: int = 160,
+        blocks: int = 2,
+        code_width: int = 16,
+    ) -> None:
+        super().__init__()
+        self.settings = {
+            "book": book, "phones": list(phones), "codes": codes, "frames_per_code": frames_per_code,
+            "ctc_steps": ctc_steps, "width": width, "blocks": blocks, "code_width": code_width,
+        }
+        if book not in ("linguistic", "semantic"):
+            raise ValueError(f"book {book!r} is neither linguistic nor semantic")
+        self.book = book
+        self.phones = list(phones)
+        self.ctc_steps = ctc_steps
+        self.frames_per_code = frames_per_code
+        self.encoder = MelEncoder(
+            frames_per_code=frames_per_code, width=width, blocks=blocks, code_width=code_width
+        )
+        self.codebook = Codebook(codes=codes, width=code_width)
+        self.widen = nn.Linear(code_width, width)
+        self.decoder = ConvAttention(width=width)
+        self.ctc_head = nn.Linear(width, ctc_steps * (len(phones) + 1))
+        rebuild = book == "semantic"
+        self.mel_head = nn.Linear(width, MEL_BINS * frames_per_code) if rebuild else None
+
+    def normalise(self, mel: Tensor, mask: Tensor) -> Tensor:
+        """Scale a log-mel (B, 80, F); the linguistic book also loses each clip's mean spectrum,
+        which is voice and channel."""
+        if self.book == "linguistic":
+            mean = (mel * mask[:, None]).sum(2, keepdim=True) / mask.sum(1)[:, None, None]
+            return (mel - mean) / _SPREAD
+        return (mel - _CENTRE) / _SPREAD
+
+    def forward(self, mel: Tensor, mask: Tensor) -> TokenizerOutput:
+        """Run everything; (B, 80, F) log-mel and its (B, F) mask."""
+        z, code_mask = self.encoder(self.normalise(mel, mask), mask)
+        quantised, codes = z, None
+        if self.codebook.active:
+            found = self.codebook(z, code_mask)
+            quantised, codes = found.vectors, found.codes
+        h = self.decoder(self.widen(quantised), code_mask)
+        batch, length, _ = h.shape
+        logits = self.ctc_head(h).view(batch, length * self.ctc_steps, len(self.phones) + 1)
+        mel_out = None
+        if self.mel_head is not None:
+            rebuilt = self.mel_head(h).view(batch, length * self.frames_per_code, MEL_BINS)
+            mel_out = rebuilt.transpose(1, 2) * _SPREAD + _CENTRE
+        steps = code_mask.sum(1) * self.ctc_steps
+        return TokenizerOutput(
+            logits.log_softmax(-1), steps, mel_out, z, self.codebook.vectors[codes]
+            if codes is not None else z, codes, code_mask,
+        )
+
+    @torch.no_grad()
+    def encode(self, mel: Tensor, mask: Tensor) -> Tensor:
+        """Codes (B, N) of a log-mel (B, 80, F)."""
+        if not self.codebook.active:
+            raise ValueError(f"the {self.book} codebook was never started from data")
+        z, _ = self.encoder(self.normalise(mel, mask), mask)
+        return self.codebook.search(z)
+
+    def save(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors."""
+        save_organ(folder, "SpeechTokenizer", self.settings, self.state_dict())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "SpeechTokenizer":
+        """Read a folder of :meth:`save`, in evaluation mode."""
+        settings, state = load_organ(folder, "SpeechTokenizer")
+        tokenizer = cls(**settings)
+        tokenizer.load_state_dict(state)
+        return tokenizer.eval()

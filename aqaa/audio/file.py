@@ -91,7 +91,8 @@ def _read_stretch(
             end = total if end_s is None else round(end_s * rate_hz)
             if not 0 <= start <= end <= total:
                 raise UsageError(
-                    f"{path} lasts {total / rate_hz:.3f} s: the stretch {start_s:g}..{end_s} s lies outside it"
+                    f"{path} lasts {total / rate_hz:.3f} s: "
+                    f"the stretch {start_s:g}..{end_s} s lies outside it"
                 )
             sound.seek(start)
             samples = sound.read(end - start, dtype="float32", always_2d=True)
@@ -99,7 +100,8 @@ def _read_stretch(
         raise UsageError(f"{path} is not a readable sound file: {error.error_string}") from None
     if len(samples) < end - start:
         raise UsageError(
-            f"{path} is cut short: {len(samples)} of {end - start} samples can be read; copy it again"
+            f"{path} is cut short: {len(samples)} of {end - start} samples can be read; "
+            "copy it again"
         )
     return samples, rate_hz
 
@@ -127,22 +129,27 @@ def prepare(waveform: Waveform) -> Waveform:
     """
     samples = np.asarray(waveform.samples, dtype=np.float32)
     if waveform.rate_hz != QUESTION_RATE_HZ:
-        raise UsageError(f"sound at {waveform.rate_hz} Hz must be resampled to {QUESTION_RATE_HZ} Hz first")
+        raise UsageError(
+            f"sound at {waveform.rate_hz} Hz must be resampled to {QUESTION_RATE_HZ} Hz first"
+        )
     if len(samples) < GROUP_SAMPLES:
         raise UsageError(
-            f"the sound lasts {waveform.duration_s:.3f} s; at least {float(GROUP_S):g} s of speech are needed"
+            f"the sound lasts {waveform.duration_s:.3f} s; "
+            f"at least {float(GROUP_S):g} s of speech are needed"
         )
     peak = float(np.abs(samples).max())
     if not np.isfinite(peak):
         raise UsageError("the sound holds NaN or infinite samples; record it again")
     if peak < SILENT_PEAK:
-        raise UsageError(f"the sound is silent: its peak is {peak:.1e}, below {SILENT_PEAK:g}; record it again")
+        raise UsageError(
+            f"the sound is silent: its peak is {peak:.1e}, below {SILENT_PEAK:g}; record it again"
+        )
     trimmed = trim(samples, waveform.rate_hz)
     return Waveform(pad_to_groups(trimmed * np.float32(PEAK / peak)), waveform.rate_hz)
 
 
 def write_audio(path: str | Path, samples: NDArray[np.float32], rate_hz: int) -> None:
-    """Write mono (T,) in -1..1 as a 16-bit PCM WAV, whole or not at all; louder samples are clipped."""
+    """Write mono (T,) in -1..1 as a 16-bit PCM WAV, whole or not at all; louder is clipped."""
     with atomic_path(path) as temporary:
         try:
             with soundfile.SoundFile(
@@ -150,4 +157,6 @@ def write_audio(path: str | Path, samples: NDArray[np.float32], rate_hz: int) ->
             ) as sound:
                 sound.write(np.clip(np.asarray(samples, dtype=np.float32), -1.0, 1.0))
         except soundfile.LibsndfileError as error:
-            raise UsageError(f"cannot write {path}: {error.error_string}; nothing was changed") from None
+            raise UsageError(
+                f"cannot write {path}: {error.error_string}; nothing was changed"
+            ) from None

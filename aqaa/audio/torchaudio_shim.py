@@ -41,7 +41,9 @@ def _forget() -> None:
 
 
 def _stub() -> ModuleType:
-    stub: Any = ModuleType("torchaudio._extension", "Stands in for the compiled half of torchaudio.")
+    stub: Any = ModuleType(
+        "torchaudio._extension", "Stands in for the compiled half of torchaudio."
+    )
     stub._IS_TORCHAUDIO_EXT_AVAILABLE = False
     stub._IS_ALIGN_AVAILABLE = False
     stub._load_lib = lambda lib: False
@@ -53,7 +55,8 @@ def _stub() -> ModuleType:
 def _needs_compiled_half(function: Callable[..., Any]) -> Callable[..., NoReturn]:
     def fail(*args: Any, **kwargs: Any) -> NoReturn:
         raise RuntimeError(
-            f"torchaudio's {function.__name__} needs its compiled half, which does not fit this torch"
+            f"torchaudio's {function.__name__} needs its compiled half, "
+            "which does not fit this torch"
         )
 
     return fail

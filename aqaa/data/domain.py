@@ -89,8 +89,12 @@ VOICES: dict[str, tuple[str, ...]] = {
         "en-us",
         *_voices("en-us", "m1 m2 m3 m4 m6 m7 f1 f2 f3 f4 Andy Annie adam Mike Alicia linda edward"),
         *_voices("en-us", "belinda Alex antonio aunty benjamin boris caleb david Denis Diogo ed"),
-        *_voices("en-us", "Gene Gene2 gustave Henrique Hugo iven iven2 iven3 Jacky Lee Marco Mario"),
-        *_voices("en-us", "Michael michel miguel Nguyen paul pedro quincy RicishayMax RicishayMax2"),
+        *_voices(
+            "en-us", "Gene Gene2 gustave Henrique Hugo iven iven2 iven3 Jacky Lee Marco Mario"
+        ),
+        *_voices(
+            "en-us", "Michael michel miguel Nguyen paul pedro quincy RicishayMax RicishayMax2"
+        ),
         *_voices("en-us", "rob robert Storm Tweaky zac anika AnxiousAndy grandpa klatt klatt3"),
         *_voices("en-us", "klatt5 norbert sandro shelby travis victor grandma steph3"),
         *("en-us+Mr serious", "gmw/en", "gmw/en+f2", "gmw/en+m3", "gmw/en-US-nyc+m2"),
@@ -167,7 +171,9 @@ class Question:
 def facts(families: Sequence[str] | None = None) -> list[Fact]:
     """Every fact of ``families`` (None: of all), in a fixed order."""
     wanted = _known(families)
-    made = _colors("col", COLORS) + _opposites() + _days() + _sounds() + _colors("col1", MORE_COLORS)
+    made = (
+        _colors("col", COLORS) + _opposites() + _days() + _sounds() + _colors("col1", MORE_COLORS)
+    )
     made += _capitals() + _sums() + _explanations()
     return [fact for fact in made if fact.family in wanted]
 
@@ -176,7 +182,9 @@ def _known(families: Sequence[str] | None) -> tuple[str, ...]:
     wanted = tuple(FAMILIES if families is None else families)
     unknown = sorted(set(wanted) - set(FAMILIES))
     if unknown or not wanted:
-        raise UsageError(f"families {unknown or '[]'} are not known; choose from {', '.join(FAMILIES)}")
+        raise UsageError(
+            f"families {unknown or '[]'} are not known; choose from {', '.join(FAMILIES)}"
+        )
     return wanted
 
 
@@ -185,7 +193,7 @@ def _numbered(family: str, pairs: Sequence[tuple[tuple[str, ...], str]]) -> list
 
 
 def _asked(topic: str, *others: str) -> tuple[str, ...]:
-    """Four wordings about one noun phrase; the two that differ between families come as ``others``."""
+    """Four wordings about one noun phrase; ``others`` are those that differ by family."""
     return (*others, f"tell me {topic}", f"do you know {topic}")
 
 
@@ -209,7 +217,8 @@ def _opposites() -> list[Fact]:
 
 def _days() -> list[Fact]:
     return _numbered("day", [
-        (_asked(f"the day {order} {day}", f"what day comes {order} {day}", f"which day is {order} {day}"),
+        (_asked(f"the day {order} {day}", f"what day comes {order} {day}",
+                f"which day is {order} {day}"),
          f"it is {DAYS[(i + step) % len(DAYS)]}")
         for i, day in enumerate(DAYS)
         for order, step in (("after", 1), ("before", -1))
@@ -286,7 +295,8 @@ def sample(
     names = list(by_family)
     weights = [FAMILIES[name] for name in names]
     return [
-        _draw(rng, rng.choice(by_family[rng.choices(names, weights)[0]]), split) for _ in range(count)
+        _draw(rng, rng.choice(by_family[rng.choices(names, weights)[0]]), split)
+        for _ in range(count)
     ]
 
 

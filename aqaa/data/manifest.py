@@ -32,7 +32,9 @@ def _row(line: str, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UsageError(f"{place} is not valid JSON: {error}; `aqaa data validate` lists all findings") from None
+        raise UsageError(
+            f"{place} is not valid JSON: {error}; `aqaa data validate` lists all findings"
+        ) from None
     if not isinstance(row, dict):
         raise UsageError(f"{place} must be a JSON object, not {type(row).__name__}")
     return row
@@ -45,7 +47,7 @@ def write_manifest(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def clip(part: dict[str, Any], root: Path) -> Waveform:
-    """The sound of an audio part at 16 kHz, from ``path`` and, where given, ``start``..``end`` (s)."""
+    """The sound of an audio part at 16 kHz: its ``path``, from ``start`` to ``end`` (s) if given."""
     if "path" not in part:
         raise UsageError(f"this audio part names no file: {json.dumps(part)[:120]}")
     return read_audio(

@@ -36,7 +36,7 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Clip:
-    """Where an utterance lies: ``path`` relative to the corpus, whole groups of samples; its phones."""
+    """Where an utterance lies, ``path`` relative to the corpus, in whole groups; its phones."""
 
     path: str
     start_samples: int
@@ -112,12 +112,15 @@ def _cut(name: str, items: Sequence[Utterance]) -> list[_Shard]:
     """Shards of up to 500 utterances, sorted by voice so that a shard switches seldom."""
     order = sorted(range(len(items)), key=lambda place: (items[place].voice, place))
     return [
-        _Shard(f"audio/{name}_{start // SHARD_CLIPS:03d}.wav", tuple(order[start : start + SHARD_CLIPS]))
+        _Shard(
+            f"audio/{name}_{start // SHARD_CLIPS:03d}.wav",
+            tuple(order[start : start + SHARD_CLIPS]),
+        )
         for start in range(0, len(order), SHARD_CLIPS)
     ]
 
 
-def _receive(connection: Connection, process: BaseProcess) -> list[Clip]:
+def _receive(connection: Any, process: BaseProcess) -> list[Clip]:
     try:
         answer = connection.recv()
     except EOFError:

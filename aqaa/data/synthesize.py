@@ -64,9 +64,7 @@ def synthesize(
     return out
 
 
-def _settings(
-    counts: dict[str, int], seed: int, families: Sequence[str] | None
-) -> dict[str, Any]:
+def _settings(counts: dict[str, int], seed: int, families: Sequence[str] | None) -> dict[str, Any]:
     """All that decides the corpus, as stored in domain.json (the phones come with the sound)."""
     facts = domain.facts(families)
     return {
@@ -88,7 +86,9 @@ def _finished(out: Path, settings: dict[str, Any]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / "domain.json").is_file():
-        raise UsageError(f"{out} exists and is no corpus of ours; choose another folder or remove it")
+        raise UsageError(
+            f"{out} exists and is no corpus of ours; choose another folder or remove it"
+        )
     if not (out / MANIFEST).is_file():
         return False
     try:
@@ -145,8 +145,8 @@ def _write(
     write_manifest(folder / "answers.jsonl", spoken.values())
     for split, questions in asked.items():
         rows = (
-            _chat_row(f"{split}-{i:05d}", question, clip, spoken[question.fact.answer, question.style])
-            for i, (question, clip) in enumerate(zip(questions, clips[split], strict=True))
+            _chat_row(f"{split}-{i:05d}", q, clip, spoken[q.fact.answer, q.style])
+            for i, (q, clip) in enumerate(zip(questions, clips[split], strict=True))
         )
         write_manifest(folder / f"{split}.jsonl", rows)
 

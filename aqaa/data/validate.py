@@ -36,9 +36,7 @@ class Finding:
         return f"{self.file}:{self.line} {self.id} {self.code} {self.message}"
 
 
-def validate(
-    *, manifest: str | Path, deep: bool = False, max_tokens: int = 8192
-) -> list[Finding]:
+def validate(*, manifest: str | Path, deep: bool = False, max_tokens: int = 8192) -> list[Finding]:
     """All findings of a manifest, in the order of its lines.
 
     A domain.json beside it names the speakers and styles that may occur, a train.jsonl the

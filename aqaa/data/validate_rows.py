@@ -122,7 +122,8 @@ def _check_pair(row: dict[str, Any], found: Row, labels: Labels, add: Add) -> No
     ends = {}
     for side in ("chosen", "rejected"):
         messages = row[side]
-        if not _is_list_of_objects(messages) or not messages or messages[-1].get("role") != "assistant":
+        well_formed = _is_list_of_objects(messages) and messages
+        if not well_formed or messages[-1].get("role") != "assistant":
             add("E003", f"{side} must be a list of messages that ends with the assistant")
             return
         # A side may repeat the dialogue it answers; then it must be the prompt's.
@@ -159,10 +160,13 @@ def _check_roles(roles: list[Any], name: str, add: Add, *, prompt: bool) -> None
         )
 
 
-def _check_message(message: dict[str, Any], name: str, found: Row, labels: Labels, add: Add) -> None:
+def _check_message(
+    message: dict[str, Any], name: str, found: Row, labels: Labels, add: Add
+) -> None:
     for key in sorted(set(message) - _MESSAGE_FIELDS):
         add("E002", f"field {key!r} of {name} is not known")
-    role, content = message.get("role"), message.get("content")
+    role: Any = message.get("role")
+    content: Any = message.get("content")
     if role not in _ROLES:
         add("E002", f"role {role!r} of {name} is not one of {', '.join(_ROLES)}")
     if not _is_list_of_objects(content):

@@ -59,7 +59,7 @@ class Ear:
             return _seconds_of_codes(codes) if isinstance(codes, dict) else None
         place = place_of(part)
         if audio.human and place in self.trained:
-            add("W106", f"{part['path']} {place[1]:g}..{place[2]} s is in the training manifest too")
+            add("W106", f"{_named(place)} is in the training manifest too")
         seconds = self._check_file(part, place, add)
         if seconds is not None:
             self._check_pace(audio.text, seconds, add)
@@ -96,7 +96,7 @@ class Ear:
         place = place_of(part)
         first = self._first_by_hash.setdefault(digest, place)
         if first != place:
-            add("W105", f"{path} {place[1]:g}..{place[2]} s sounds the same as {first[0]} from {first[1]:g} s")
+            add("W105", f"{_named(place)} sounds the same as {_named(first)}")
         return waveform.duration_s
 
     def _check_level(self, samples: Any, path: Path, add: Add) -> None:
@@ -114,7 +114,13 @@ class Ear:
         words = len(text.split())
         slowest, fastest = WORDS_PER_S
         if words and not slowest <= words / max(seconds, 1e-3) <= fastest:
-            add("W103", f"{words} words in {seconds:.2f} s are not between {slowest} and {fastest} a second")
+            wanted = f"between {slowest} and {fastest} a second"
+            add("W103", f"{words} words in {seconds:.2f} s are not {wanted}")
+
+
+def _named(place: Place) -> str:
+    path, start_s, end_s = place
+    return f"{path} {start_s:g}..{'end' if end_s is None else f'{end_s:g}'} s"
 
 
 def _seconds_of_codes(codes: dict[str, Any]) -> float | None:

@@ -160,7 +160,7 @@ def control(
         plain: text -> measures of the original plain clip, for texts the model never said plainly.
     """
     main = main_model(rows)
-    right = [row for row in rows if row["model"] == main and text_right(row) ]
+    right = [row for row in rows if row["model"] == main and text_right(row) and row["answer"]]
     measured = [(row, *_measures(Path(folder) / row["answer"])) for row in right]
     own: dict[str, list[Prosody]] = {}
     for row, said, _ in measured:

@@ -192,7 +192,9 @@ def codebook(name: str, counts: Sequence[int]) -> str:
         mean = sum(part) / len(part)
         tall = math.log10(mean + 1) / ceiling * (h - top - bottom)
         if tall > 0:
-            bars.append(f"M{left + i * width:.1f} {h - bottom}v{-tall:.1f}h{width + 0.3:.2f}v{tall:.1f}z")
+            bars.append(
+                f"M{left + i * width:.1f} {h - bottom}v{-tall:.1f}h{width + 0.3:.2f}v{tall:.1f}z"
+            )
     ticks = []
     for power in range(int(ceiling) + 1):
         y = h - bottom - math.log10(10**power + 1) / ceiling * (h - top - bottom)

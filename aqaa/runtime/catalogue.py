@@ -17,6 +17,7 @@ from aqaa.errors import UsageError
 # Groups whose files speak about the whole config instead of their own branch.
 GLOBAL_GROUPS = ("preset", "debug")
 _COMMENT = re.compile(r"\s#\s*(.+)$")
+_COMMAND = re.compile(r"^#.*\baqaa ([a-z]+(?: [a-z]+)?) preset=", re.MULTILINE)
 _REFERENCE = re.compile(r"\$\{(\w[\w.]*)\}")
 
 
@@ -94,22 +95,29 @@ def misfit(
     choices: Mapping[str, str | None] | None = None,
     conf: Path | None = None,
 ) -> str | None:
-    """Why a preset (or debug) option cannot be used with a verb: the key or group it lacks.
+    """Why a preset (or debug) option cannot be used with a verb, or None if it can.
+
+    A preset may set only what the verb has, and where its head shows the command
+    (``# aqaa sft preset=…``) it is for that verb alone.
 
     ``choices`` are groups chosen on the command line, which beat the preset's.
     """
     conf = conf or conf_dir()
+    text = (conf / group / f"{option}.yaml").read_text(encoding="utf-8")
+    meant = _COMMAND.findall(text)
+    if meant and verb not in meant:
+        return f"it is written for {' and '.join(sorted(set(meant)))}"
     chosen = groups(verb, conf)
     for name, choice in overridden(group, option, conf).items():
         if name not in chosen:
-            return name
+            return f"it chooses {name}, a group that {verb} lacks"
         chosen[name] = choice
     known = keys(verb, chosen | dict(choices or {}), conf)
     open_ends = tuple(f"{key.name}." for key in known.values() if key.value == "{}")
     for name in _option_leaves(conf, group, option, ""):
         # An empty mapping of the root is room left for presets to fill.
         if name not in known and not name.startswith(open_ends) and not _is_branch(name, known):
-            return name
+            return f"it sets {name}, which {verb} lacks"
     return None
 
 
@@ -120,13 +128,13 @@ def overridden(group: str, option: str, conf: Path | None = None) -> dict[str, s
 
 
 def unmet(verb: str, group: str, option: str, conf: Path | None = None) -> str | None:
-    """The key that an option of a group refers to (``${parents.tokens}``) and a verb lacks."""
+    """Why an option cannot be used with a verb: a key it refers to (``${parents.tokens}``)."""
     found = keys(verb, {group: option}, conf)
     for key in found.values():
         if key.name.startswith(f"{group.replace('/', '.')}."):
             for name in _REFERENCE.findall(key.value):
                 if name not in found and not _is_branch(name, found):
-                    return str(name)
+                    return f"it refers to {name}, which {verb} lacks"
     return None
 
 

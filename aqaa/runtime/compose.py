@@ -99,14 +99,13 @@ def _check_fit(verb: str, group: str, option: str, choices: dict[str, str], conf
     """A preset may only set, and an option only refer to, what the verb has."""
     if group in catalogue.GLOBAL_GROUPS:
         others = {g: o for g, o in choices.items() if g not in catalogue.GLOBAL_GROUPS}
-        lacking, does = catalogue.misfit(verb, group, option, others, conf), "sets"
+        reason = catalogue.misfit(verb, group, option, others, conf)
     else:
-        lacking, does = catalogue.unmet(verb, group, option, conf), "refers to"
-    if lacking:
+        reason = catalogue.unmet(verb, group, option, conf)
+    if reason:
         fitting = _listed(catalogue.fitting(verb, group, conf))
         raise UsageError(
-            f"{group} {option} is not for {verb}: it {does} {lacking}, which {verb} lacks; "
-            f"for {verb} there are {fitting}"
+            f"{group} {option} is not for {verb}: {reason}; for {verb} there are {fitting}"
         )
 
 

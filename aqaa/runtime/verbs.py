@@ -33,13 +33,13 @@ _TABLE = (
     Verb(
         "data tokenize",
         "turn a corpus into stored audio tokens with a trained pair of tokenizers",
-        "aqaa data tokenize runs/corpus tokenizer=runs/tokenizer out=runs/tokens",
+        "aqaa data tokenize runs/corpus out=runs/tokens",
         positional="corpus",
     ),
     Verb(
         "data pairs",
         "sample answers from a model, score them and choose preference pairs",
-        "aqaa data pairs model=runs/sft_1 out=runs/pairs",
+        "aqaa data pairs model=runs/sft_1/model out=runs/pairs",
     ),
     Verb(
         "init",
@@ -70,7 +70,7 @@ _TABLE = (
     Verb(
         "merge",
         "average models, each with its weight",
-        "aqaa merge 'models=[runs/sft_1,runs/sft_2,runs/dpo]' 'weights=[5,5,1]' out=runs/merge",
+        "aqaa merge 'models=[runs/sft_1/model,runs/sft_2/model]' 'weights=[5,5]'",
     ),
     Verb(
         "vocoder",

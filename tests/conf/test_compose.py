@@ -23,9 +23,7 @@ def cases() -> list[tuple[str, str]]:
     for verb in ROOTS:
         found.append((verb, ""))
         for group, default in catalogue.groups(verb).items():
-            known = catalogue.options(group)
-            if group in catalogue.GLOBAL_GROUPS:
-                known = catalogue.fitting(verb, group)
+            known = catalogue.fitting(verb, group)
             found += [(verb, f"{group}={option}") for option in known if option != default]
     return found
 
@@ -51,12 +49,13 @@ def test_no_preset_or_option_is_unused() -> None:
 
 
 @pytest.mark.parametrize("verb", ROOTS)
-def test_presets_come_after_the_roots_own_values(verb: str) -> None:
+def test_the_defaults_end_in_self_preset_debug(verb: str) -> None:
     root = (CONF / f"{catalogue.root_name(verb)}.yaml").read_text("utf-8")
-    lines = [line.strip("- ") for line in root.splitlines() if line.strip().startswith("-")]
-    for group in catalogue.GLOBAL_GROUPS:
-        if f"{group}: null" in lines:
-            assert lines.index("_self_") < lines.index(f"{group}: null")
+    lines = [line.strip("- ") for line in root.splitlines() if line.strip().startswith("- ")]
+    order = [line.split(":")[0] for line in lines]
+    # Later wins: the root's own values, then a preset's, then those of debug.
+    last = [name for name in ("_self_", "preset", "debug") if name in order]
+    assert order[len(order) - len(last) :] == last
 
 
 @pytest.mark.parametrize("verb", ROOTS)

@@ -42,6 +42,7 @@ FILES = {
     "data/tokens.yaml": "corpus: ${parents.tokens}\n",
     "preset/paper/sft_1.yaml": """
         # @package _global_
+        # aqaa sft preset=paper/sft_1
         defaults:
           - override /adapter: lora
         adapter:

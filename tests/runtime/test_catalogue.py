@@ -16,8 +16,10 @@ def test_groups_options_and_the_presets_that_fit(conf: Path) -> None:
     assert catalogue.options("preset", conf) == ["codes", "paper/sft_1"]
     assert catalogue.fitting("sft", conf=conf) == ["paper/sft_1"]
     assert catalogue.fitting("tokenizer", conf=conf) == ["codes"]
-    assert catalogue.misfit("tokenizer", "preset", "paper/sft_1", conf=conf) == "adapter"
-    assert catalogue.misfit("sft", "preset", "codes", conf=conf) == "codes"
+    assert catalogue.misfit("tokenizer", "preset", "paper/sft_1", conf=conf) == (
+        "it is written for sft"
+    )
+    assert catalogue.misfit("sft", "preset", "codes", conf=conf) == "it sets codes, which sft lacks"
 
 
 def test_keys_carry_defaults_and_notes(conf: Path) -> None:
@@ -73,3 +75,10 @@ def test_looking_does_not_import_hydra() -> None:
 
     code = "import aqaa.runtime.catalogue, sys; sys.exit('hydra' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_preset_that_shows_no_command_is_judged_by_what_it_sets(conf: Path) -> None:
+    preset = conf / "preset" / "paper" / "sft_1.yaml"
+    preset.write_text(preset.read_text().replace("# aqaa sft preset=paper/sft_1\n", ""))
+    reason = catalogue.misfit("tokenizer", "preset", "paper/sft_1", conf=conf)
+    assert reason == "it chooses adapter, a group that tokenizer lacks"

@@ -40,13 +40,19 @@ def test_a_choice_of_group_beats_the_presets(conf: Path) -> None:
         (
             "tokenizer",
             "preset=paper/sft_1",
-            "preset paper/sft_1 is not for tokenizer: it sets adapter, which tokenizer lacks; "
+            "preset paper/sft_1 is not for tokenizer: it is written for sft; "
             "for tokenizer there are codes",
         ),
         (
             "sft",
             "preset=paper/sft_3",
             "preset has no option paper/sft_3: the nearest is paper/sft_1",
+        ),
+        (
+            "sft",
+            "data=tokens",
+            "data tokens is not for sft: it refers to parents.tokens, which sft lacks; "
+            "for sft there are speech",
         ),
         ("listen", "path=there", "listen needs source=…"),
         ("sft", "run.seed=1,2", "'run.seed=1,2' is a list of runs"),

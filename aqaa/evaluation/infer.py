@@ -1,0 +1,66 @@
+"""Let a model answer a split's spoken questions: one WAV and one row an answer."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from aqaa.audio.file import write_audio
+from aqaa.data.corpus import Corpus, answer_text, question_part
+from aqaa.pipeline import Pipeline, Reply
+from aqaa.signals import QUESTION_RATE_HZ, Waveform
+from aqaa.vocabulary import MARKERS, Vocabulary
+
+
+def infer(
+    pipeline: Pipeline, corpus: Corpus, rows: list[dict[str, Any]], *, model: str, out: Path
+) -> Iterator[dict[str, Any]]:
+    """Answer every row's question from its sound.
+
+    Args:
+        pipeline: the model.
+        corpus: where the rows' sound lies.
+        rows: chat rows of a manifest.
+        model: name of the model, written into each answer row.
+        out: folder; sounds go to ``out/audio``.
+
+    Yields:
+        Answer rows; ``answer`` is '' where nothing was said.
+    """
+    (out / "audio").mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        samples = corpus.samples(question_part(row)).numpy()
+        question = Waveform(samples, QUESTION_RATE_HZ)
+        reply = pipeline.reply(pipeline.listen(question))
+        asked, said = f"audio/{row['id']}-question.wav", f"audio/{row['id']}-{model}.wav"
+        write_audio(out / asked, samples, QUESTION_RATE_HZ)
+        if reply.sound is not None:
+            write_audio(out / said, reply.sound.samples, reply.sound.rate_hz)
+        yield {
+            "id": row["id"],
+            "model": model,
+            "question": asked,
+            "question_text": question_part(row)["text"],
+            "expected": answer_text(row),
+            "text": reply.text,
+            "answer": said if reply.sound is not None else "",
+            "complete": reply.complete,
+            **{key: row["meta"][key] for key in ("family", "style", "voice", "held_out")},
+            "tokens": tokens(reply, pipeline.backbone.ids.vocabulary, pipeline),
+            "seconds": reply.sound.duration_s if reply.sound is not None else 0.0,
+        }
+
+
+def tokens(reply: Reply, vocabulary: Vocabulary, pipeline: Pipeline) -> list[list[Any]]:
+    """The answer's stream as (kind, value): words, codes of either book, markers."""
+    found: list[list[Any]] = []
+    for token in reply.ids:
+        kind = vocabulary.token_type(token)
+        if token == vocabulary.eot:
+            found.append(["marker", "<|EOT|>"])
+        elif kind == "marker":
+            found.append(["marker", MARKERS[token - vocabulary.marker_start]])
+        elif kind == "text":
+            found.append(["text", pipeline.backbone.ids.text.decode([token])])
+        else:
+            found.append([kind, vocabulary.code(token)])
+    return found

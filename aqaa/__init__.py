@@ -2,7 +2,8 @@
 
 The rooms, in the order of the signal; a room knows only those above it in this list.
 
-- signals, vocabulary, text, stream: what flows, the id space, the text ids, the layout of a turn
+- signals, vocabulary, text: what flows, the id space, the text ids
+- grammar, stream: what may come next in an answer, the layout of a turn
 - losses, errors, storage, lineage: the mathematics; the one error of use; files that are whole or absent
 - audio: the ear and the file
 - tokenizer: sound to two streams of codes and their 2:3 interleave

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aqaa.errors import UsageError
+
 
 class ConvAttention(nn.Module):
     """Pre-norm attention and MLP after a depthwise convolution, which stands in for positions."""
@@ -30,14 +32,16 @@ class ConvAttention(nn.Module):
         x = x + self.convolution(x.transpose(1, 2)).transpose(1, 2)
         batch, length, width = x.shape
         qkv = self.attention_in(self.attention_norm(x))
-        q, k, v = qkv.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        heard = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :].bool())
+        by_head = qkv.view(batch, length, 3, self.heads, width // self.heads)
+        q, k, v = by_head.permute(2, 0, 3, 1, 4)
+        real = mask[:, None, None, :].bool()
+        heard = F.scaled_dot_product_attention(q, k, v, attn_mask=real)
         x = x + self.attention_out(heard.transpose(1, 2).reshape(batch, length, width))
         return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
 
 
 class MaskedGroupNorm(nn.Module):
-    """Group normalisation whose statistics see real frames only, so that padding changes nothing."""
+    """Group normalisation over real frames only, so that padding changes nothing."""
 
     def __init__(self, groups: int, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -53,16 +57,25 @@ class MaskedGroupNorm(nn.Module):
         count = mask.sum(2)[..., None, None] * (channels // self.groups)
         mean = x.sum((2, 3), keepdim=True) / count
         square = x.pow(2).sum((2, 3), keepdim=True) / count
-        x = (x - mean) * torch.rsqrt(square - mean.pow(2) + self.eps)
+        # Rounding may leave less than nothing where the mean is large and the spread is not.
+        variance = (square - mean.pow(2)).clamp(min=0)
+        x = (x - mean) * torch.rsqrt(variance + self.eps)
         return x.view(batch, channels, frames) * self.weight[:, None] + self.bias[:, None]
 
 
 def spread(codebook: Tensor, width: int, *, seed: int) -> Tensor:
-    """Standardise code vectors (K, D) and turn them into (K, width) of unit variance by a random
-    orthonormal map, which keeps their distances."""
+    """Turn code vectors (K, D) into (K, width) of unit variance; distances keep their proportion.
+
+    They are standardised and put through a random orthonormal map.
+
+    Raises:
+        UsageError: rows are narrower than the vectors, or the codebook was never trained.
+    """
     code_width = codebook.shape[1]
     if code_width > width:
-        raise ValueError(f"code vectors of width {code_width} do not fit rows of width {width}")
+        raise UsageError(f"code vectors of width {code_width} do not fit rows of width {width}")
+    if not bool(codebook.std() > 0):
+        raise UsageError("the codebook was never started from data: all its vectors are equal")
     centred = (codebook - codebook.mean(0)) / codebook.std()
     generator = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(width, code_width, generator=generator))[0].T

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from aqaa.errors import UsageError
-from aqaa.storage import read_json, sha256_file, tree_hash, verify_manifest, write_json, write_manifest
+from aqaa.storage import (
+    read_json,
+    sha256_file,
+    tree_hash,
+    verify_manifest,
+    write_json,
+    write_manifest,
+)
 
 RECORD = "lineage.json"
 MODEL = "model"
@@ -73,8 +80,11 @@ def read_lineage(run: str | Path) -> Lineage | None:
     if not path.is_file():
         return None
     record = read_json(path)
-    parents = {name: Parent(**value) for name, value in record.pop("parents").items()}
-    return Lineage(parents=parents, **record)
+    try:
+        parents = {name: Parent(**value) for name, value in record.pop("parents").items()}
+        return Lineage(parents=parents, **record)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is not a lineage record of this version: {error}") from None
 
 
 def finish(run: str | Path, lineage: Lineage) -> None:
@@ -93,17 +103,37 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "not installed"
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"],
-        capture_output=True, text=True, check=False,
-    )
-    if commit.returncode == 0:
-        found["commit"] = commit.stdout.strip()
+    if commit := _commit(Path(__file__)):
+        found["commit"] = commit
     return found
 
 
+def _commit(file: Path) -> str:
+    """Commit of the checkout that ``file`` belongs to; '' for an installed package or no git."""
+    # A package installed inside somebody's repository lies there without being of it.
+    ask = ["git", "-C", str(file.parent)]
+    tracked = [*ask, "ls-files", "--error-unmatch", file.name]
+    head = [*ask, "rev-parse", "--short=12", "HEAD"]
+    answer = ""
+    for command in (tracked, head):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError:
+            return ""
+        if done.returncode != 0:
+            return ""
+        answer = done.stdout.strip()
+    return answer
+
+
 def tokenizer_hash(folder: str | Path) -> str:
-    """One hash for both books: codes, stores and models made with another are meaningless."""
-    folder = Path(folder)
-    both = [sha256_file(folder / b / "model.safetensors") for b in ("linguistic", "semantic")]
-    return "-".join(h[:12] for h in both)
+    """One hash for both books: codes, stores and models made with another are meaningless.
+
+    Raises:
+        UsageError: a book is missing.
+    """
+    files = [Path(folder) / book / "model.safetensors" for book in ("linguistic", "semantic")]
+    for file in files:
+        if not file.is_file():
+            raise UsageError(f"{folder} does not hold both speech tokenizers: {file} is missing")
+    return "-".join(sha256_file(file)[:12] for file in files)

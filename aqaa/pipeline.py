@@ -4,7 +4,7 @@ A model folder holds ``tokenizer/{linguistic,semantic}``, ``backbone`` and
 ``vocoder/{flow,waveform}``; :meth:`Pipeline.load` needs nothing but that folder.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,19 +13,25 @@ from aqaa.audio.file import prepare, read_audio
 from aqaa.backbone.decoding import Decoder, Sampling
 from aqaa.backbone.loading import Backbone, load_backbone
 from aqaa.errors import UsageError
+from aqaa.grammar import Mode
 from aqaa.lineage import tokenizer_hash
 from aqaa.signals import CodePair, Turn, Waveform
-from aqaa.stream import Mode
+from aqaa.storage import atomic_folder, tree_hash, verify_manifest
 from aqaa.tokenizer.dual import DualTokenizer
+from aqaa.vocoder.flow import FlowVocoder
 from aqaa.vocoder.vocoder import Vocoder
+from aqaa.vocoder.waveform import WaveformHead
 
 ORGANS = ("tokenizer", "backbone", "vocoder")
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer: its ``text`` stream, its ``ids`` as written, its ``sound`` (None where nothing
-    was said) and whether it ended by itself."""
+    """An answer.
+
+    ``text`` of its text stream, ``ids`` as written, ``sound`` or None where nothing was said,
+    ``complete`` if it ended by itself.
+    """
 
     text: str
     ids: list[int]
@@ -34,7 +40,7 @@ class Reply:
 
 
 class Pipeline:
-    """The four organs of one model."""
+    """The organs of one model."""
 
     def __init__(self, tokenizer: DualTokenizer, backbone: Backbone, vocoder: Vocoder) -> None:
         self.tokenizer = tokenizer
@@ -43,27 +49,79 @@ class Pipeline:
         self._decoder = Decoder(backbone)
 
     @classmethod
+    def from_folders(
+        cls,
+        *,
+        tokenizer: str | Path,
+        backbone: str | Path,
+        flow: str | Path,
+        waveform: str | Path,
+    ) -> "Pipeline":
+        """Put a model together from the folders of its organs.
+
+        Args:
+            tokenizer: holds linguistic/ and semantic/.
+            backbone: a model folder of a language stage or of a merge.
+            flow: a model folder of the flow vocoder.
+            waveform: a model folder of the waveform head.
+
+        Raises:
+            UsageError: an organ is missing or damaged, or the backbone was trained on the codes
+                of other tokenizers.
+        """
+        decoder, found = load_backbone(backbone), tokenizer_hash(tokenizer)
+        if (trained_on := decoder.ids.tokenizer_hash) != found:
+            raise UsageError(
+                f"{backbone} was trained on the codes of tokenizers {trained_on}, but {tokenizer} "
+                f"holds {found}: give the tokenizers it was trained with"
+            )
+        vocoder = Vocoder(FlowVocoder.load(flow), WaveformHead.load(waveform))
+        return cls(DualTokenizer.load(tokenizer), decoder, vocoder)
+
+    @classmethod
     def load(cls, folder: str | Path) -> "Pipeline":
         """Load a model folder; UsageError names what is missing or does not belong together."""
         folder = Path(folder)
         missing = [organ for organ in ORGANS if not (folder / organ).is_dir()]
         if missing:
             raise UsageError(f"{folder} is not a whole model: it lacks {', '.join(missing)}")
-        backbone = load_backbone(folder / "backbone")
-        made_with, found = backbone.ids.tokenizer_hash, tokenizer_hash(folder / "tokenizer")
-        if made_with != found:
-            raise UsageError(f"{folder}: the backbone was trained on codes of tokenizers {made_with}, "
-                             f"these are {found}")
-        return cls(
-            DualTokenizer.load(folder / "tokenizer"), backbone, Vocoder.load(folder / "vocoder")
+        if tree_hash(folder):
+            verify_manifest(folder, allow_extra=True)  # a card or a question may lie beside
+        return cls.from_folders(
+            tokenizer=folder / "tokenizer",
+            backbone=folder / "backbone",
+            flow=folder / "vocoder" / "flow",
+            waveform=folder / "vocoder" / "waveform",
         )
+
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write a model folder as a whole, with its manifest.
+
+        Args:
+            folder: replaced if it exists.
+            dtype: precision the numbers are stored in, e.g. ``torch.float16`` for half the size;
+                :meth:`load` computes in float32 whatever it is. None: as they are.
+        """
+        with atomic_folder(folder) as temporary:
+            self.tokenizer.save(temporary / "tokenizer", dtype=dtype)
+            self.vocoder.save(temporary / "vocoder", dtype=dtype)
+            # The tokenizers' files may be other bytes now, and the backbone names them by hash.
+            ids = replace(
+                self.backbone.ids, tokenizer_hash=tokenizer_hash(temporary / "tokenizer")
+            )
+            replace(self.backbone, ids=ids).save(temporary / "backbone", dtype=dtype)
 
     def listen(self, question: Waveform) -> CodePair:
         """Codes of a question, after silence is trimmed and the level set."""
         return self.tokenizer.encode(torch.from_numpy(prepare(question).samples))
 
     def reply(
-        self, codes: CodePair, *, mode: Mode = "both", sampling: Sampling | None = None, seed: int = 0
+        self,
+        codes: CodePair,
+        *,
+        mode: Mode = "both",
+        sampling: Sampling | None = None,
+        seed: int = 0,
     ) -> Reply:
         """Answer a question given as codes."""
         ids = self.backbone.ids

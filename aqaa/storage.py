@@ -1,6 +1,6 @@
 """Files that are whole or absent: written under a temporary name, synced, renamed; read strictly.
 
-Trees we save carry ``MANIFEST.sha256`` (lines of ``<sha256>  <relative path>``), checked before use.
+Trees we save carry ``MANIFEST.sha256``, lines of ``<sha256>  <relative path>``.
 """
 
 import hashlib
@@ -11,28 +11,33 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError
 
 from aqaa.errors import UsageError
 
 MANIFEST = "MANIFEST.sha256"
+Organ = TypeVar("Organ")
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary sibling of ``path``; it becomes ``path`` only if the block succeeds."""
+    """Yield a temporary sibling of ``path``; it becomes ``path`` only if the block succeeds.
+
+    Raises:
+        UsageError: ``path`` cannot be written (disk full, no permission, a file in the way).
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: several writers (soundfile, matplotlib) choose the format by it.
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _sync(temporary)
+        _settle(temporary)
         os.replace(temporary, path)
-    except OSError as error:
-        if error.filename is not None and Path(error.filename) != temporary:
-            raise  # some other file of the block's, not the one being written
-        raise UsageError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from error
+    except (OSError, SafetensorError) as error:
+        _refuse(error, temporary, path)
     finally:
         if temporary.exists():
             temporary.unlink()
@@ -40,26 +45,63 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder that replaces ``path`` as a whole, with its manifest, on success."""
+    """Yield a temporary folder that replaces ``path`` as a whole, with its manifest, on success.
+
+    Raises:
+        UsageError: ``path`` cannot be written; what was there before is still there.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    temporary.mkdir()
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
         yield temporary
         write_manifest(temporary)
-        old = path.with_name(f".{path.name}.old-{uuid.uuid4().hex[:8]}")
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}; nothing was changed") from error
+        for file in _files(temporary):
+            _settle(file)
+        _swap(temporary, path)
+    except (OSError, SafetensorError) as error:
+        _refuse(error, temporary, path)
+    except UsageError as error:  # of a file inside: named by where it was to be
+        raise UsageError(str(error).replace(str(temporary), str(path))) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def _swap(temporary: Path, path: Path) -> None:
+    """Put ``temporary`` in the place of ``path``; a failure puts the old folder back."""
+    old = path.with_name(f".{path.name}.old-{uuid.uuid4().hex[:8]}")
+    kept = path.exists()
+    if kept:
+        os.replace(path, old)
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        if kept:
+            os.replace(old, path)
+        raise
+    if kept:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _refuse(error: Exception, temporary: Path, path: Path) -> None:
+    """Say that ``path`` could not be written, unless the error is about some other file."""
+    if isinstance(error, OSError):
+        about = Path(os.fsdecode(error.filename)) if error.filename is not None else temporary
+        places = {temporary, *temporary.parents, path}
+        if about not in places and temporary not in about.parents:
+            raise error
+        reason = error.strerror or str(error)
+    else:
+        reason = str(error)
+    raise UsageError(f"cannot write {path}: {reason}; nothing was changed") from error
+
+
+def _settle(path: Path) -> None:
+    """Bring a file to the disk, as readable as the user's other new files."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)  # safetensors leaves 0600: a team could not read its own models
     with open(path, "rb") as handle:
         os.fsync(handle.fileno())
 
@@ -82,11 +124,15 @@ def read_json(path: str | Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid JSON: {error}") from None
 
 
-def save_tensors(path: str | Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
+def save_tensors(
+    path: str | Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None
+) -> None:
     """Write a dict of tensors as safetensors, whole or not at all; keys are stored sorted."""
     from safetensors.torch import save_file
 
@@ -97,13 +143,14 @@ def save_tensors(path: str | Path, tensors: dict[str, Any], metadata: dict[str, 
 
 def load_tensors(path: str | Path) -> dict[str, Any]:
     """Read a safetensors file into ``{name: tensor}``; damage is a :class:`UsageError`."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(str(path))
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
     except SafetensorError as error:
         raise UsageError(f"{path} is damaged or not a safetensors file: {error}") from None
 
@@ -133,41 +180,99 @@ def tree_hash(folder: str | Path) -> str:
     return sha256_file(manifest) if manifest.exists() else ""
 
 
-def verify_manifest(folder: str | Path) -> str:
+def verify_manifest(folder: str | Path, *, allow_extra: bool = False) -> str:
     """Check every file against the manifest and return the tree's hash.
 
+    Args:
+        folder: a folder that :func:`write_manifest` sealed.
+        allow_extra: let files lie there that the manifest does not list.
+
     Raises:
-        UsageError: no manifest, a listed file missing or changed.
+        UsageError: no manifest or a broken one; a file missing, changed or added.
     """
     folder = Path(folder)
     manifest = folder / MANIFEST
     if not manifest.exists():
         raise UsageError(f"{folder} holds no {MANIFEST}: it is not a finished folder of ours")
-    for line in manifest.read_text(encoding="utf-8").splitlines():
-        digest, name = line.split("  ", 1)
+    listed = set()
+    for line in filter(None, manifest.read_bytes().decode("utf-8", "replace").splitlines()):
+        digest, space, name = line.partition("  ")
+        if not space or len(digest) != 64:
+            raise UsageError(f"{manifest} is damaged: {line[:80]!r} is not a hash and a name")
         if not (folder / name).is_file():
             raise UsageError(f"{folder} is incomplete: {name} is missing")
         if sha256_file(folder / name) != digest:
             raise UsageError(f"{folder / name} is damaged: its SHA-256 differs from {MANIFEST}")
+        listed.add(name)
+    found = {p.relative_to(folder).as_posix() for p in _files(folder)}
+    if not allow_extra and (extra := sorted(found - listed)):
+        raise UsageError(f"{folder} holds {extra[0]}, which {MANIFEST} does not list: move it away")
     return sha256_file(manifest)
 
 
-def save_organ(folder: str | Path, name: str, settings: dict[str, Any], state: dict[str, Any]) -> None:
-    """Write an organ as ``config.json`` (its name and constructor settings) and safetensors."""
+def save_organ(
+    folder: str | Path,
+    name: str,
+    settings: dict[str, Any],
+    state: dict[str, Any],
+    dtype: Any = None,
+) -> None:
+    """Write an organ as ``config.json`` and ``model.safetensors``.
+
+    Args:
+        folder: made where it is missing.
+        name: the organ's class.
+        settings: of its constructor.
+        state: its tensors.
+        dtype: store floating-point tensors as this torch dtype (None: as they are).
+
+    Raises:
+        UsageError: a tensor has values that ``dtype`` cannot hold, or the folder cannot be written.
+    """
+    state = {k: narrowed(k, v, dtype) for k, v in state.items()}
     write_json(Path(folder) / "config.json", {"organ": name, **settings})
     save_tensors(Path(folder) / "model.safetensors", state)
 
 
-def load_organ(folder: str | Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read what :func:`save_organ` wrote; (settings, state in float32).
+def narrowed(name: str, tensor: Any, dtype: Any) -> Any:
+    """A tensor with its floats in ``dtype`` (None: as they are).
+
+    Raises:
+        UsageError: a value is too large for ``dtype``.
+    """
+    tensor = tensor.detach()
+    if dtype is None or not tensor.is_floating_point():
+        return tensor
+    stored = tensor.to(dtype)
+    if not bool((stored.isfinite() == tensor.isfinite()).all()):
+        largest = float(tensor.abs().max())
+        raise UsageError(f"tensor {name} reaches {largest:g}, which {dtype} cannot hold")
+    return stored
+
+
+def load_organ(folder: str | Path, organ: type[Organ]) -> Organ:
+    """Build the organ that :func:`save_organ` wrote, in float32 and evaluation mode.
+
+    Args:
+        folder: holds config.json and model.safetensors.
+        organ: its class, a torch module.
 
     Raises:
         UsageError: the folder is missing, damaged, or holds another organ.
     """
-    folder = Path(folder)
+    folder, name = Path(folder), organ.__name__
     settings = read_json(folder / "config.json")
+    if not isinstance(settings, dict):
+        raise UsageError(f"{folder / 'config.json'} holds no settings of a {name}")
     found = settings.pop("organ", settings.get("model_type", "something else"))
     if found != name:
         raise UsageError(f"{folder} holds a {found}, not a {name}")
     state = load_tensors(folder / "model.safetensors")
-    return settings, {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    try:
+        built: Any = organ(**settings)
+        # Stored halves become floats again where they are copied into the module.
+        built.load_state_dict(state, strict=True)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"{folder} does not fit a {name}: {reason}") from error
+    return built.eval()

@@ -1,19 +1,19 @@
-"""The layout of a turn: one declaration builds sequences, loss slots, the decoding grammar and the parser.
+"""The layout of a turn: one declaration builds sequences, loss slots, the grammar and the parser.
 
-Frame (Step-1): ``<s>`` then per turn ``<|BOT|>role\\n content <|EOT|>``. An answer that is written
-and spoken alternates blocks of text ids and audio ids, 10 : 15 in the paper (section 2.2); the
-audio runs on when the text has ended. Markers count nothing in a block. Our choices where the
-paper is silent: ``<text_end>`` closes the text of a spoken answer (it counts as a text id);
-``<audio_end>`` is chosen against the linguistic codes it competes with, at the start of a group.
-
-A *slot* says against which ids a position is decided, in the loss and in decoding alike.
+Frame (Step-1): ``<s>``, then per turn ``<|BOT|>role``, a line break, the content, ``<|EOT|>``. An
+answer that is written and spoken alternates blocks of text ids and audio ids, 10 : 15 in the paper
+(section 2.2); the audio runs on when the text has ended. Markers count nothing in a block. Our
+choices where the paper is silent: ``<text_end>`` closes the text of a spoken answer (it counts as
+a text id); ``<audio_end>`` is chosen against the linguistic codes it competes with, at the start
+of a group.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
+from aqaa.errors import UsageError
+from aqaa.grammar import AnswerGrammar, Labels, Mode, Slot, slot_ids
 from aqaa.signals import (
     GROUP_TOKENS,
     LINGUISTIC_PER_GROUP,
@@ -24,25 +24,15 @@ from aqaa.signals import (
 )
 from aqaa.vocabulary import Vocabulary
 
-Mode = Literal["text", "speech", "both"]
-
-
-class Slot(IntEnum):
-    """What a position chooses from; NONE carries no loss, FORCED has one possibility."""
-
-    NONE = 0
-    TEXT = 1
-    LINGUISTIC = 2
-    SEMANTIC = 3
-    AFTER = 4  # after <audio_end>: more text, another label's <audio_start>, or <|EOT|>
-    FORCED = 5
-
 
 class TextIds(Protocol):
     """The protocol of :mod:`aqaa.text`."""
 
-    def encode(self, text: str) -> list[int]: ...
-    def decode(self, ids: Iterable[int]) -> str: ...
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids."""
 
 
 @dataclass(frozen=True)
@@ -77,17 +67,20 @@ class StreamLayout:
     text_block: int | None = 10
     audio_block: int | None = 15
     question_books: Literal["both", "linguistic"] = "both"
-    labels: Literal["kept", "removed", "pre_interleaved"] = "kept"
+    labels: Labels = "kept"
 
     def __post_init__(self) -> None:
-        if self.text_block is not None and self.text_block < 1:
-            raise ValueError(f"text_block {self.text_block} must be at least 1")
-        if self.audio_block is not None and (self.audio_block < 5 or self.audio_block % GROUP_TOKENS):
-            raise ValueError(f"audio_block {self.audio_block} must be whole groups of {GROUP_TOKENS}")
+        text, audio = self.text_block, self.audio_block
+        if text is not None and text < 1:
+            raise UsageError(f"text_block {text} must be at least 1")
+        if audio is not None and (audio < 5 or audio % GROUP_TOKENS):
+            raise UsageError(f"audio_block {audio} must be whole groups of {GROUP_TOKENS}")
         if self.question_books not in ("both", "linguistic"):
-            raise ValueError(f"question_books {self.question_books!r} is neither both nor linguistic")
-        if self.labels not in ("kept", "removed", "pre_interleaved"):
-            raise ValueError(f"labels {self.labels!r} is not kept, removed or pre_interleaved")
+            raise UsageError(
+                f"question_books {self.question_books!r} is neither both nor linguistic"
+            )
+        if self.labels not in get_args(Labels):
+            raise UsageError(f"labels {self.labels!r} is not one of {', '.join(get_args(Labels))}")
 
     # ---- building
 
@@ -99,12 +92,14 @@ class StreamLayout:
             body = self._body(turn, text, vocabulary)
             ids += head + body
             slots += [int(Slot.NONE)] * len(head)
-            slots += self._slots(body, turn, vocabulary) if turn.loss else [int(Slot.NONE)] * len(body)
+            silent = [int(Slot.NONE)] * len(body)
+            slots += self._slots(body, turn, vocabulary) if turn.loss else silent
         return Stream(ids, slots)
 
     def prompt(self, dialogue: Dialogue, text: TextIds, vocabulary: Vocabulary) -> list[int]:
         """Ids up to the point where the assistant begins to answer."""
-        return self.encode(dialogue, text, vocabulary).ids + self._header("assistant", text, vocabulary)
+        before = self.encode(dialogue, text, vocabulary).ids
+        return before + self._header("assistant", text, vocabulary)
 
     @staticmethod
     def _header(role: str, text: TextIds, vocabulary: Vocabulary) -> list[int]:
@@ -179,11 +174,16 @@ class StreamLayout:
     def _slots(self, body: list[int], turn: Turn, vocabulary: Vocabulary) -> list[int]:
         mode: Mode = "text" if not turn.speech else "both" if turn.text else "speech"
         if turn.role != "assistant" and turn.speech:
-            raise ValueError("loss on a spoken question: make it an assistant turn (continuation)")
+            raise UsageError("loss on a spoken question: make it an assistant turn (continuation)")
         grammar = AnswerGrammar(self, vocabulary, mode)
         slots = []
         for token in body:
             slots.append(int(grammar.slot))
+            if not grammar.allows(token):
+                raise UsageError(
+                    f"id {token} cannot be learnt as part of the answer {turn.text!r}: the text "
+                    "vocabulary does not know a word of it, or the word is a control id"
+                )
             grammar.advance(token)
         return slots
 
@@ -216,132 +216,13 @@ class StreamLayout:
 
     def slot_ids(self, slot: Slot, vocabulary: Vocabulary) -> list[int]:
         """The ids a slot is normalised over; none for NONE and FORCED."""
-        text = [*range(vocabulary.text_tokens), vocabulary.text_end]
-        return {
-            Slot.TEXT: text,
-            Slot.AFTER: [*text, vocabulary.audio_start],
-            Slot.LINGUISTIC: [
-                *range(vocabulary.linguistic_start, vocabulary.semantic_start),
-                vocabulary.audio_end,
-            ],
-            Slot.SEMANTIC: [*range(vocabulary.semantic_start, vocabulary.marker_start)],
-        }.get(slot, [])
-
-
-class AnswerGrammar:
-    """Which slot comes next in an assistant turn, and which of its ids are allowed now.
-
-    Args:
-        layout: the declaration.
-        vocabulary: the id space.
-        mode: a written answer, a spoken one, or both.
-    """
-
-    def __init__(self, layout: StreamLayout, vocabulary: Vocabulary, mode: Mode) -> None:
-        self._layout = layout
-        self._vocabulary = vocabulary
-        self._mode = mode
-        self._text_done = mode == "speech"
-        self._speech_done = mode == "text"
-        self._open = False  # between <audio_start> and <audio_end>
-        self._in_text = mode != "speech"
-        self._block_ids = 0
-        self._phase = 0  # position in the group of five
-        self.finished = False
-
-    @property
-    def slot(self) -> Slot:
-        """Slot of the next id."""
-        if self._mode == "text":
-            return Slot.TEXT
-        if self._in_text:
-            return Slot.TEXT
-        if self._open:
-            return Slot.LINGUISTIC if self._phase < LINGUISTIC_PER_GROUP else Slot.SEMANTIC
-        return Slot.AFTER if self._speech_done else Slot.FORCED
-
-    @property
-    def forced(self) -> int | None:
-        """The only id a FORCED slot allows."""
-        return self._vocabulary.audio_start if self.slot is Slot.FORCED else None
-
-    def refused(self) -> list[int]:
-        """Ids of the slot that may not come now."""
-        v, slot = self._vocabulary, self.slot
-        never = [v.pad, v.bos, v.bot]
-        if slot is Slot.TEXT:
-            return [*never, v.text_end if self._mode == "text" else v.eot]
-        if slot is Slot.LINGUISTIC:
-            return [] if self._phase == 0 else [v.audio_end]
-        if slot is Slot.AFTER:
-            if not self._text_done:
-                return [*never, v.eot]
-            if self._layout.labels == "pre_interleaved" and self._mode == "both":
-                return [*never, v.audio_start]
-            text = [i for i in range(v.text_tokens) if i != v.eot]
-            one_label = self._layout.labels == "removed"
-            return [*text, v.text_end, *([v.audio_start] if one_label else [])]
-        return []
-
-    def allows(self, token: int) -> bool:
-        """Whether ``token`` may come next."""
-        if self.finished:
-            return False
-        if self.slot is Slot.FORCED:
-            return token == self.forced
-        v, slot = self._vocabulary, self.slot
-        if slot is Slot.LINGUISTIC:
-            inside = v.linguistic_start <= token < v.semantic_start or token == v.audio_end
-        elif slot is Slot.SEMANTIC:
-            inside = v.semantic_start <= token < v.marker_start
-        else:
-            inside = 0 <= token < v.text_tokens or token == v.text_end
-            inside = inside or (slot is Slot.AFTER and token == v.audio_start)
-        return inside and token not in self.refused()
-
-    def advance(self, token: int) -> None:
-        """Take one id; ValueError if the layout does not allow it here."""
-        if not self.allows(token):
-            raise ValueError(f"id {token} is not allowed in slot {self.slot.name}")
-        v = self._vocabulary
-        if token == v.eot:
-            self.finished = True
-        elif token == v.audio_start:
-            self._open, self._speech_done, self._in_text = True, False, False
-        elif token == v.audio_end:
-            self._open, self._speech_done = False, True
-        elif token == v.text_end or token < v.text_tokens:
-            self._advance_text(token)
-        else:
-            self._advance_audio()
-
-    def _advance_text(self, token: int) -> None:
-        if self._mode == "text":
-            return
-        if not self._in_text:  # AFTER: text goes on, or the next pre-interleaved piece begins
-            self._in_text, self._block_ids = True, 0
-            if self._text_done:
-                self._text_done, self._speech_done = False, False
-        self._block_ids += 1
-        self._text_done = token == self._vocabulary.text_end
-        full = self._layout.text_block is not None and self._block_ids >= self._layout.text_block
-        if self._text_done or full:
-            self._in_text, self._block_ids = False, 0
-
-    def _advance_audio(self) -> None:
-        self._phase = (self._phase + 1) % GROUP_TOKENS
-        self._block_ids += 1
-        block = self._layout.audio_block
-        if block is not None and self._block_ids >= block and not self._text_done:
-            self._in_text, self._block_ids = True, 0
+        return slot_ids(slot, vocabulary)
 
 
 def whole_groups(pair: CodePair) -> CodePair:
     """Drop the incomplete tail group from both books."""
-    n = pair.groups
-    return CodePair(
-        list(pair.linguistic[: n * LINGUISTIC_PER_GROUP]), list(pair.semantic[: n * SEMANTIC_PER_GROUP])
-    )
+    linguistic, semantic = pair.groups * LINGUISTIC_PER_GROUP, pair.groups * SEMANTIC_PER_GROUP
+    return CodePair(list(pair.linguistic[:linguistic]), list(pair.semantic[:semantic]))
 
 
 def audio_ids(pair: CodePair, vocabulary: Vocabulary) -> list[int]:
@@ -355,7 +236,8 @@ def audio_ids(pair: CodePair, vocabulary: Vocabulary) -> list[int]:
 
 def code_pair(ids: Iterable[int], vocabulary: Vocabulary) -> CodePair:
     """Both books of interleaved audio ids, incomplete tail group dropped."""
-    linguistic, semantic = [], []
+    linguistic: list[int] = []
+    semantic: list[int] = []
     for token in ids:
         book = linguistic if token < vocabulary.semantic_start else semantic
         book.append(vocabulary.code(token))

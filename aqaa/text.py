@@ -25,6 +25,8 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        found = (tokenizer.token_to_id(name) for name in SPECIALS)
+        self._specials = {i for i in found if i is not None}
 
     @classmethod
     def train_words(cls, texts: Iterable[str]) -> "TextTokenizer":
@@ -55,7 +57,10 @@ class TextTokenizer:
         path = Path(folder) / FILE
         if not path.is_file():
             raise UsageError(f"{folder} holds no {FILE}: it is not a model folder")
-        return cls(Tokenizer.from_file(str(path)))
+        try:
+            return cls(Tokenizer.from_file(str(path)))
+        except Exception as error:  # the library raises nothing narrower
+            raise UsageError(f"{path} is damaged or no tokenizer: {error}") from None
 
     def save(self, folder: str | Path) -> None:
         """Write ``tokenizer.json`` into a model folder."""
@@ -68,10 +73,15 @@ class TextTokenizer:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ``text`` (n,), without any special id added."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Ids of ``text`` (n,), without any special id added.
+
+        A word that is written like a special stays a word, an unknown one: text never ends a turn.
+        """
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        unknown = self._tokenizer.token_to_id(SPECIALS[0]) or 0
+        return [unknown if i in self._specials else i for i in ids]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ``ids``; specials are left out."""
-        keep = [i for i in ids if i >= len(SPECIALS)]
+        keep = [i for i in ids if i not in self._specials]
         return self._tokenizer.decode(keep, skip_special_tokens=False)

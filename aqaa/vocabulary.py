@@ -1,4 +1,4 @@
-"""One id space: text | 1024 linguistic | 4096 semantic | markers; the only place that adds an offset.
+"""One id space: text, 1024 linguistic, 4096 semantic, markers; only this file adds an offset.
 
 The base model's text ids keep their place (for Step-1 ``text_tokens`` is 65,536 and the table has
 74,752 rows). Specials below follow Step-1: pad 0, bos 1, EOT 3, BOT 4.
@@ -31,7 +31,8 @@ class Vocabulary:
     bot: int = 4
 
     def __post_init__(self) -> None:
-        if max(self.pad, self.bos, self.eot, self.bot) >= self.text_tokens:
+        specials = (self.pad, self.bos, self.eot, self.bot)
+        if min(specials) < 0 or max(specials) >= self.text_tokens:
             raise ValueError(f"special ids {self} lie outside the {self.text_tokens} text ids")
         if self.table_rows and self.table_rows < self.used_rows:
             raise ValueError(f"table_rows {self.table_rows} < the {self.used_rows} ids in use")
@@ -90,11 +91,14 @@ class Vocabulary:
             return token - self.linguistic_start
         if self.semantic_start <= token < self.marker_start:
             return token - self.semantic_start
-        raise ValueError(f"id {token} is not an audio id ({self.linguistic_start}..{self.marker_start - 1})")
+        last = self.marker_start - 1
+        raise ValueError(f"id {token} is not an audio id ({self.linguistic_start}..{last})")
 
     def token_type(self, token: int) -> str:
         """One of ``TOKEN_TYPES``; ValueError for an id that means nothing."""
-        if 0 <= token < self.linguistic_start:
+        if token < 0:
+            raise ValueError(f"id {token} is negative")
+        if token < self.linguistic_start:
             return "text"
         if token < self.semantic_start:
             return "linguistic"

@@ -18,6 +18,7 @@ FLOORS = (
     {"errors"},
     {"signals", "storage", "losses", "layers"},
     {"vocabulary", "text", "lineage"},
+    {"grammar"},
     {"stream"},
     {"audio"},
     {"tokenizer", "backbone", "vocoder"},

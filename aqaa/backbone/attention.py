@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 QUERY_BLOCK = 512
+_CACHED_NUMBERS = 1 << 23  # a bias of up to 32 MB is kept for the next layer and step
 
 
 def slopes(heads: int) -> list[float]:
@@ -25,7 +26,7 @@ def slopes(heads: int) -> list[float]:
 
 
 def bias(heads: int, queries: Tensor, keys: Tensor) -> Tensor:
-    """Additive bias (H, Q, K) for positions ``queries`` (Q,) and ``keys`` (K,); -inf in the future."""
+    """Additive bias (H, Q, K) of positions ``queries`` (Q,) and ``keys`` (K,); -inf ahead."""
     distance = (queries[:, None] - keys[None]).float()
     m = torch.tensor(slopes(heads), device=queries.device)[:, None, None]
     return (-m * distance.clamp(min=0).sqrt()).masked_fill(distance < 0, float("-inf"))
@@ -34,8 +35,10 @@ def bias(heads: int, queries: Tensor, keys: Tensor) -> Tensor:
 @lru_cache(maxsize=8)
 def _block_bias(heads: int, start: int, queries: int, device: torch.device) -> Tensor:
     """Bias of ``queries`` positions from ``start`` against every key up to the last of them."""
-    q = torch.arange(start, start + queries, device=device)
-    return bias(heads, q, torch.arange(start + queries, device=device))
+    # A tensor born in inference mode could not serve a later backward pass.
+    with torch.inference_mode(False):
+        q = torch.arange(start, start + queries, device=device)
+        return bias(heads, q, torch.arange(start + queries, device=device))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, first: int = 0) -> Tensor:
@@ -43,7 +46,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, first: int = 0) -> Tensor:
 
     Args:
         q: (B, H, Q, D).
-        k, v: (B, G, K, D) with K = first + Q; key head g serves heads g*H/G .. (g+1)*H/G - 1.
+        k: (B, G, K, D) with K = first + Q; key head g serves heads g*H/G .. (g+1)*H/G - 1.
+        v: (B, G, K, D).
         first: position of the first query, the length of the cache before it.
 
     Returns:
@@ -61,12 +65,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, first: int = 0) -> Tensor:
             part_bias = bias(heads, at, torch.arange(end, device=q.device))
         else:
             size = -(-rows // 64) * 64 if begin + rows == queries else rows
-            # Lengths are rounded up so that the cached blocks are few.
-            part_bias = _block_bias(heads, first + begin, size, q.device)[:, :rows, :end]
+            # Lengths are rounded up so that the cached blocks are few; large ones are not kept.
+            small = heads * size * end <= _CACHED_NUMBERS
+            make = _block_bias if small else _block_bias.__wrapped__
+            part_bias = make(heads, first + begin, size, q.device)[:, :rows, :end]
         parts.append(
             F.scaled_dot_product_attention(
                 q[:, :, begin : begin + rows], k[:, :, :end], v[:, :, :end],
-                attn_mask=part_bias.to(q.dtype),
+                attn_mask=part_bias[None].to(q.dtype),  # the fused CPU kernel wants four axes
             )
         )
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aqaa.backbone.loading import Backbone
-from aqaa.stream import AnswerGrammar, Mode, Slot
+from aqaa.grammar import AnswerGrammar, Mode, Slot
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Decoder:
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
-        self._rows = {s: backbone.slot_rows(s) for s in Slot if s not in (Slot.NONE, Slot.FORCED)}
+        slots: list[Slot] = [s for s in Slot if s not in (Slot.NONE, Slot.FORCED)]
+        self._rows = {slot: backbone.slot_rows(slot) for slot in slots}
         table = backbone.table.detach()
         self._table = {slot: table[rows] for slot, rows in self._rows.items()}
         self._index = {
@@ -69,12 +70,15 @@ class Decoder:
         out = list(begun)
         for token in out:
             grammar.advance(token)
+        if grammar.finished:
+            return out
         step = self._backbone.hidden(torch.tensor([[*prompt, *out]]), use_cache=True)
         while len(out) < sampling.max_tokens:
             forced = grammar.forced
-            token = forced if forced is not None else self._pick(
-                step.last_hidden_state[0, -1], grammar, sampling, generator
-            )
+            if forced is not None:
+                token = forced
+            else:
+                token = self._pick(step.last_hidden_state[0, -1], grammar, sampling, generator)
             out.append(token)
             grammar.advance(token)
             if grammar.finished or token == stop_at:

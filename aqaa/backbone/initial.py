@@ -59,7 +59,9 @@ def write_initial(
             state[name] = torch.ones(shape)
         elif name.endswith(("embed_tokens.weight", "lm_head.weight")):
             rows = row_std * torch.randn(shape, generator=generator)
-            state[name] = rows if codebooks is None else _start(rows, codebooks, ids.vocabulary, row_std)
+            if codebooks is not None:
+                rows = _start(rows, codebooks, ids.vocabulary, row_std)
+            state[name] = rows
         else:
             std = 1 / math.sqrt(3 * shape[1])
             if name.endswith(("o_proj.weight", "down_proj.weight")):
@@ -72,7 +74,9 @@ def write_initial(
         ids.save(temporary)
 
 
-def _start(rows: Tensor, codebooks: dict[str, Tensor], vocabulary: Vocabulary, std: float) -> Tensor:
+def _start(
+    rows: Tensor, codebooks: dict[str, Tensor], vocabulary: Vocabulary, std: float
+) -> Tensor:
     """Put the codebooks into the audio rows of a random table (V, W)."""
     starts = {"linguistic": vocabulary.linguistic_start, "semantic": vocabulary.semantic_start}
     for book, start in starts.items():
@@ -85,7 +89,7 @@ def _start(rows: Tensor, codebooks: dict[str, Tensor], vocabulary: Vocabulary, s
 def initialise(
     *,
     out: str,
-    tokenizer: str,
+    codes: str,
     texts: str,
     text: str = "words",
     backbone: dict[str, Any],
@@ -98,7 +102,7 @@ def initialise(
 
     Args:
         out: the folder.
-        tokenizer: folder with both speech tokenizers, as a token store keeps it.
+        codes: folder with both speech tokenizers, as a token store keeps it.
         texts: JSON file whose ``words`` make the text vocabulary (domain.json of a corpus).
         text: ``words`` or ``bytes``.
         backbone: sizes of :class:`Step1Config`.
@@ -112,9 +116,9 @@ def initialise(
     words = TextTokenizer.train_words(read_json(texts)["words"])
     encoder = words if text == "words" else TextTokenizer.train_bytes()
     vocabulary = Vocabulary(encoder.size, row_multiple=row_multiple)
-    ids = Ids(encoder, vocabulary, StreamLayout(**layout), tokenizer_hash(tokenizer))
+    ids = Ids(encoder, vocabulary, StreamLayout(**layout), tokenizer_hash(codes))
     books = {
-        book: load_tensors(Path(tokenizer) / book / "model.safetensors")["codebook.vectors"].float()
+        book: load_tensors(Path(codes) / book / "model.safetensors")["codebook.vectors"].float()
         for book in ("linguistic", "semantic")
     }
     config = Step1Config(vocab_size=vocabulary.rows, **backbone)

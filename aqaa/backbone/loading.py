@@ -1,5 +1,8 @@
-"""A backbone folder: the network's safetensors and config.json, tokenizer.json, and aqaa.json,
-which says how its ids are laid out and which speech tokenizers its audio ids came from."""
+"""A backbone folder: safetensors and config.json, tokenizer.json, aqaa.json.
+
+aqaa.json says how the ids are laid out and which speech tokenizers its audio ids came from.
+Letters: B sequences, T ids, V table rows, W width, S rows of a slot.
+"""
 
 import os
 from dataclasses import asdict, dataclass, replace
@@ -7,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from aqaa.errors import UsageError
-from aqaa.storage import atomic_folder, read_json, write_json
+from aqaa.storage import atomic_folder, narrowed, read_json, write_json
 from aqaa.stream import Slot, StreamLayout
 from aqaa.text import TextTokenizer
 from aqaa.vocabulary import Vocabulary
@@ -43,13 +47,17 @@ class Ids:
     @classmethod
     def load(cls, folder: str | Path) -> "Ids":
         """Read what :meth:`save` wrote."""
-        record = read_json(Path(folder) / RECORD)
-        return cls(
-            TextTokenizer.load(folder),
-            Vocabulary(**record["vocabulary"]),
-            StreamLayout(**record["layout"]),
-            record["tokenizer_hash"],
-        )
+        path = Path(folder) / RECORD
+        record = read_json(path)
+        try:
+            return cls(
+                TextTokenizer.load(folder),
+                Vocabulary(**record["vocabulary"]),
+                StreamLayout(**record["layout"]),
+                record["tokenizer_hash"],
+            )
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"{path} does not describe ids of this version: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,8 @@ class Backbone:
     @property
     def table(self) -> Tensor:
         """Output rows (V, W)."""
-        return self.model.get_output_embeddings().weight
+        table: Tensor = self.model.get_output_embeddings().weight
+        return table
 
     def hidden(self, input_ids: Tensor, **cache: Any) -> Any:
         """Run the decoder without its head; the result has ``last_hidden_state`` (B, T, W)."""
@@ -76,7 +85,11 @@ class Backbone:
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write the folder as a whole (Hugging Face layout), optionally in another precision."""
         with atomic_folder(folder) as temporary:
-            state = {k: v.detach().to(dtype or v.dtype) for k, v in self.model.state_dict().items()}
+            stored: dict[int, Tensor] = {}  # tied tensors stay one, or the table is written twice
+            state = {
+                name: stored.setdefault(tensor.data_ptr(), narrowed(name, tensor, dtype))
+                for name, tensor in self.model.state_dict().items()
+            }
             self.model.save_pretrained(temporary, state_dict=state)
             self.ids.save(temporary)
 
@@ -87,6 +100,9 @@ def load_backbone(folder: str | Path, *, layout: StreamLayout | None = None) -> 
     Args:
         folder: as :meth:`Backbone.save` or :func:`aqaa.backbone.initial.write_initial` leave it.
         layout: read and write another layout than the one it was trained with.
+
+    Raises:
+        UsageError: the folder is missing, damaged or incomplete, or its parts do not fit.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -102,10 +118,25 @@ def load_backbone(folder: str | Path, *, layout: StreamLayout | None = None) -> 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     logging.disable_progress_bar()
     ids = Ids.load(folder)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
-    )
-    rows = model.get_input_embeddings().weight.shape[0]
-    if rows != ids.vocabulary.rows:
-        raise UsageError(f"{folder}: the table has {rows} rows, aqaa.json says {ids.vocabulary.rows}")
+    model: Any
+    report: dict[str, Any]
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"{folder} cannot be loaded: {reason}") from error
+    # transformers only warns of these, and leaves the tensors as the memory was.
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(map(str, report[problem])):
+            kind = problem.removesuffix("_keys")
+            raise UsageError(f"{folder} does not fit its config.json: {kind} {names[0]}")
+    rows, wanted = model.get_input_embeddings().weight.shape[0], ids.vocabulary.rows
+    if rows != wanted:
+        raise UsageError(f"{folder}: the table has {rows} rows, {RECORD} says {wanted}")
     return Backbone(model.eval(), replace(ids, layout=layout) if layout else ids)

@@ -1,9 +1,11 @@
-"""Step-1, the decoder of Step-Audio: RMSNorm, grouped keys and values, SwiGLU, no biases, no rotary
-positions but square-root ALiBi (paper section 2.2; tensor names of the released Step-Audio-TTS-3B).
+"""Step-1, the decoder of Step-Audio (paper section 2.2), with the released tensor names.
 
+RMSNorm, grouped keys and values, SwiGLU, no biases, square-root ALiBi instead of rotary positions.
 Letters: B sequences, T ids, W width, H heads, G key/value heads, V table rows.
 The tensor names equal Llama's; loaded into a Llama class they give garbage without an error.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,7 @@ class Step1Config(PretrainedConfig):
 
     def __init__(
         self,
+        *,
         vocab_size: int = 74752,
         hidden_size: int = 3072,
         intermediate_size: int = 8192,
@@ -33,14 +36,16 @@ class Step1Config(PretrainedConfig):
         max_seq_len: int = 32768,
         rms_norm_eps: float = 1e-5,
         tie_word_embeddings: bool = False,
-        **kwargs: object,
+        **kwargs: Any,
     ) -> None:
         if num_attention_heads % num_attention_groups:
             raise ValueError(
                 f"{num_attention_heads} heads cannot be shared by {num_attention_groups} groups"
             )
         if hidden_size % num_attention_heads:
-            raise ValueError(f"width {hidden_size} is not a multiple of {num_attention_heads} heads")
+            raise ValueError(
+                f"width {hidden_size} is not a multiple of {num_attention_heads} heads"
+            )
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size
@@ -49,8 +54,9 @@ class Step1Config(PretrainedConfig):
         self.num_attention_groups = num_attention_groups
         self.max_seq_len = max_seq_len
         self.rms_norm_eps = rms_norm_eps
-        kwargs = {"bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0, **kwargs}
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        specials = {"bos_token_id": 1, "eos_token_id": 3, "pad_token_id": 0}
+        tied = {"tie_word_embeddings": tie_word_embeddings}
+        super().__init__(**{**specials, **tied, **kwargs})
 
 
 class RMSNorm(nn.Module):
@@ -152,16 +158,24 @@ class Step1Model(Step1PreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the embedding table."""
+        assert isinstance(value, nn.Embedding)
         self.embed_tokens = value
 
     def forward(
         self,
         input_ids: Tensor,
+        attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool = False,
         **_: object,
     ) -> BaseModelOutputWithPast:
-        """(B, T) ids, after those in the cache, to (B, T, W)."""
+        """(B, T) ids, after those in the cache, to (B, T, W).
+
+        ``attention_mask`` is not needed: what is padded on the right is never looked at. Padding
+        on the left would be, and is refused.
+        """
+        if attention_mask is not None and not bool(attention_mask[:, 0].all()):
+            raise ValueError("Step-1 takes right padding only: position 0 is masked")
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         first = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -195,13 +209,19 @@ class Step1ForCausalLM(Step1PreTrainedModel):
     def forward(
         self,
         input_ids: Tensor,
+        attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool = False,
         labels: Tensor | None = None,
         **_: object,
     ) -> CausalLMOutputWithPast:
         """(B, T) ids to (B, T, V) logits; ``labels`` (B, T) with -100 where no loss is wanted."""
-        out = self.model(input_ids, past_key_values=past_key_values, use_cache=use_cache)
+        out = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        )
         logits = self.lm_head(out.last_hidden_state)
         loss = None
         if labels is not None:

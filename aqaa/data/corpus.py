@@ -1,4 +1,7 @@
-"""A synthesised (or converted) corpus folder: manifests, their sound, their log-mels."""
+"""A synthesised (or converted) corpus folder: manifests, their sound, their log-mels.
+
+Letters: T samples, F mel frames.
+"""
 
 from functools import cached_property
 from pathlib import Path

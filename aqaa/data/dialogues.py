@@ -166,7 +166,8 @@ class DialogueBatches:
         self._corpus = Corpus(corpus)
         self.store = TokenStore(tokens)
         self._tasks = {
-            name: Task(float(task["share"]), int(task.get("batch", 8))) for name, task in tasks.items()
+            name: Task(float(task["share"]), int(task.get("batch", 8)))
+            for name, task in tasks.items()
         }
         self._code_noise = code_noise
         self._validation_rows = validation_rows
@@ -184,24 +185,42 @@ class DialogueBatches:
             )
         self._ids = ids
         self._train = Materials(self._corpus, self.store, "train")
-        lengths = [
-            len(self._train[i].question.speech[0].linguistic) for i in range(len(self._train))
-        ]
         self._samplers = {
             name: BucketSampler(
-                lengths, batch=task.batch, seed=named_seed(self._seed, name), jitter=_LENGTH_JITTER_TOKENS
+                self._lengths(name),
+                batch=task.batch,
+                seed=named_seed(self._seed, name),
+                jitter=_LENGTH_JITTER_TOKENS,
             )
             for name, task in self._tasks.items()
             if task.share > 0
         }
         self._near = nearest_codes(self.store) if self._code_noise else None
 
+    def _lengths(self, task: str) -> list[int]:
+        """About how many ids each row has in a task: its codes and its words."""
+        build = TASKS[task]
+        return [
+            sum(_size(turn) for turn in build(self._train[i])) for i in range(len(self._train))
+        ]
+
     def batch(self, step: int) -> TokenBatch:
         """Training batch number ``step``."""
-        task, drawn = self._plan[step]
+        task, drawn = self._drawn(step)
         rng = np.random.default_rng([self._seed, step])
         rows = self._samplers[task].rows(drawn)
         return self._collate(task, [self._noisy(*self._sequence(task, row), rng) for row in rows])
+
+    def _drawn(self, step: int) -> tuple[str, int]:
+        """Task of a step and how often it came before; the plan grows where a run goes past it.
+
+        It does with several batches an optimizer step, and when a loader fetches ahead. A longer
+        plan begins like a shorter one.
+        """
+        if step >= len(self._plan):
+            shares = {name: task.share for name, task in self._tasks.items()}
+            self._plan = draws(shares, 2 * (step + 1), self._seed)
+        return self._plan[step]
 
     def validation(self) -> list[TokenBatch]:
         """The first validation questions in every task of the mixture, without noise."""
@@ -228,7 +247,7 @@ class DialogueBatches:
     def _noisy(
         self, ids: np.ndarray, slots: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Replace some linguistic codes that carry no loss: what a new voice does to a tokenizer."""
+        """Replace some linguistic codes without loss: what a new voice does to a tokenizer."""
         if self._near is None or self._ids is None:
             return ids, slots
         start, end = self._ids.vocabulary.linguistic_start, self._ids.vocabulary.semantic_start
@@ -252,6 +271,11 @@ class DialogueBatches:
             targets[i, : len(ids) - 1] = ids[1:]
             slots[i, : len(ids) - 1] = slot[1:]
         return TokenBatch(task, *(torch.from_numpy(a) for a in (inputs, targets, slots)))
+
+
+def _size(turn: Turn) -> int:
+    codes = sum(len(pair.linguistic) + len(pair.semantic) for pair in turn.speech)
+    return codes + len(turn.text.split())
 
 
 def named_seed(seed: int, name: str) -> int:

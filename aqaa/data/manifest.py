@@ -47,7 +47,7 @@ def write_manifest(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def clip(part: dict[str, Any], root: Path) -> Waveform:
-    """The sound of an audio part at 16 kHz: its ``path``, from ``start`` to ``end`` (s) if given."""
+    """The sound of an audio part at 16 kHz: ``path``, from ``start`` to ``end`` (s) if given."""
     if "path" not in part:
         raise UsageError(f"this audio part names no file: {json.dumps(part)[:120]}")
     return read_audio(

@@ -1,31 +1,36 @@
-"""The one Lightning data module: batches by step number, so that resuming is a matter of counting."""
+"""The one Lightning data module: batches by step number, so that a resume only has to count."""
 
 from collections.abc import Iterator
+from itertools import count
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader, IterableDataset
 
+from aqaa.errors import UsageError
+
 
 class Batches(Protocol):
     """A source of batches; ``batch(step)`` is a pure function of the source's seed and the step."""
 
-    def batch(self, step: int) -> Any: ...
-    def validation(self) -> list[Any]: ...
+    def batch(self, step: int) -> Any:
+        """Training batch number ``step``, counted from zero."""
+
+    def validation(self) -> list[Any]:
+        """The fixed batches of the periodic check."""
 
 
 class _Steps(IterableDataset):
-    """Batches from ``start`` on, without end."""
+    """Batches from ``start`` on, without end; with ``repeat`` only the first so many."""
 
-    def __init__(self, source: Batches, start: int) -> None:
+    def __init__(self, source: Batches, start: int, repeat: int | None) -> None:
         self._source = source
         self._start = start
+        self._repeat = repeat
 
     def __iter__(self) -> Iterator[Any]:
-        step = self._start
-        while True:
-            yield self._source.batch(step)
-            step += 1
+        for step in count(self._start):
+            yield self._source.batch(step % self._repeat if self._repeat else step)
 
 
 class DataModule(pl.LightningDataModule):
@@ -34,17 +39,22 @@ class DataModule(pl.LightningDataModule):
     Args:
         source: where batches come from.
         accumulate: batches an optimizer step takes, to find the place after a resume.
+        repeat: train on the first so many batches again and again (None: on all). Lightning's own
+            overfit_batches takes a prefix of an epoch, and a source by step number has no epochs.
     """
 
-    def __init__(self, source: Any, *, accumulate: int = 1) -> None:
+    def __init__(self, source: Any, *, accumulate: int = 1, repeat: int | None = None) -> None:
         super().__init__()
+        if repeat is not None and repeat < 1:
+            raise UsageError(f"{repeat} batches cannot be repeated: give one or more, or null")
         self.source = source
         self._accumulate = accumulate
+        self._repeat = repeat
 
     def train_dataloader(self) -> DataLoader:
         """Training batches from where the optimizer stands."""
         start = self.trainer.global_step * self._accumulate if self.trainer is not None else 0
-        return DataLoader(_Steps(self.source, start), batch_size=None, num_workers=0)
+        return DataLoader(_Steps(self.source, start, self._repeat), batch_size=None, num_workers=0)
 
     def val_dataloader(self) -> DataLoader:
         """The fixed validation batches."""

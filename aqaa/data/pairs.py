@@ -1,12 +1,12 @@
 """Preference pairs from a model's own answers: sample, score, choose (`aqaa data pairs`)."""
 
 import random
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import track
 
+from aqaa import lineage
 from aqaa.backbone.decoding import Decoder, Sampling
 from aqaa.backbone.loading import Backbone, load_backbone
 from aqaa.data.corpus import Corpus, answer_text
@@ -39,7 +39,8 @@ def pairs(
 
     Args:
         model: backbone folder to sample from; it becomes the reference of the optimisation.
-        corpus, tokens: questions and their codes.
+        corpus: its training questions are asked.
+        tokens: their codes.
         out: folder of pairs.jsonl, written as a whole.
         prompts: questions asked.
         samples: answers a question.
@@ -47,6 +48,8 @@ def pairs(
         code_noise: share of the question's codes replaced, so that a good model errs at all.
         seed: of questions, noise and samples.
     """
+    for parent in (model, corpus, tokens):
+        lineage.parent(parent)
     backbone = load_backbone(model)
     store = TokenStore(tokens)
     if backbone.ids.tokenizer_hash != store.tokenizer_hash:
@@ -55,7 +58,14 @@ def pairs(
     rows = source.rows("train")
     rng = random.Random(seed)
     rows = rng.sample(rows, min(prompts, len(rows)))
-    maker = _PairMaker(backbone, store, samples, temperature, code_noise, rng)
+    maker = _PairMaker(
+        backbone=backbone,
+        store=store,
+        samples=samples,
+        temperature=temperature,
+        code_noise=code_noise,
+        rng=rng,
+    )
     found = [
         pair for row in track(rows, "sampling answers") if (pair := maker.pair(row)) is not None
     ]
@@ -67,8 +77,11 @@ def pairs(
 
 
 class _PairMaker:
+    """Asks one question after another; ``rng`` decides noise and samples."""
+
     def __init__(
         self,
+        *,
         backbone: Backbone,
         store: TokenStore,
         samples: int,
@@ -101,7 +114,8 @@ class _PairMaker:
         if right:
             chosen = self._speak(prompt, right[0])
         else:
-            chosen = message("assistant", expected, [self._store[f"answers/{row['meta']['answer_id']}"]])
+            spoken = self._store[f"answers/{row['meta']['answer_id']}"]
+            chosen = message("assistant", expected, [spoken])
         return {
             "id": f"pair-{row['id']}",
             "kind": "preference",

@@ -10,7 +10,7 @@ from torch import Tensor
 from aqaa.backbone.loading import Ids
 from aqaa.data.manifest import read_manifest
 from aqaa.errors import UsageError
-from aqaa.signals import CodePair, Turn
+from aqaa.signals import CodePair, Role, Turn
 from aqaa.storage import sha256_file
 
 
@@ -34,7 +34,8 @@ class PreferenceBatches:
     Args:
         pairs: folder of `aqaa data pairs`.
         batch: pairs a step.
-        mask: ``audio`` masks audio ids and markers out of the preference (paper), ``none`` keeps all.
+        mask: ``audio`` leaves audio ids and markers out of the preference (paper), ``none`` keeps
+            all.
         seed: decides the order.
     """
 
@@ -106,7 +107,7 @@ def turn(message: dict[str, Any], *, loss: bool = False) -> Turn:
     """A turn of an aqaa-jsonl message whose audio parts carry codes."""
     text = " ".join(part["text"] for part in message["content"] if part["type"] == "text")
     speech = [CodePair(**part["codes"]) for part in message["content"] if part["type"] == "audio"]
-    role = "human" if message["role"] == "user" else message["role"]
+    role: Role = "human" if message["role"] == "user" else message["role"]
     return Turn(role, text, speech, loss)
 
 

@@ -6,6 +6,8 @@ A batch holds rows of similar length; an epoch visits every row once, whole batc
 import random
 from functools import lru_cache
 
+from aqaa.errors import UsageError
+
 
 class BucketSampler:
     """Rows of each step, bucketed by length.
@@ -19,8 +21,10 @@ class BucketSampler:
     """
 
     def __init__(self, lengths: list[int], *, batch: int, seed: int, jitter: float) -> None:
-        if len(lengths) < batch:
-            raise ValueError(f"{len(lengths)} rows do not fill one batch of {batch}")
+        if not 1 <= batch <= len(lengths):
+            raise UsageError(
+                f"{len(lengths)} rows do not make batches of {batch}: choose 1 to {len(lengths)}"
+            )
         self._lengths = lengths
         self._batch = batch
         self._seed = seed
@@ -60,7 +64,7 @@ def draws(shares: dict[str, float], steps: int, seed: int) -> list[tuple[str, in
     """
     names = [name for name, share in shares.items() if share > 0]
     if not names or min(shares.values()) < 0:
-        raise ValueError(f"shares {shares} must not be negative and not all zero")
+        raise UsageError(f"shares {shares} must not be negative and not all zero")
     rng = random.Random(f"draws:{seed}")
     picked = rng.choices(names, [shares[name] for name in names], k=steps)
     seen = dict.fromkeys(names, 0)

@@ -1,7 +1,8 @@
-"""Codes of every clip of a corpus, stored once: flat int32 files to read, an Arrow table to look at.
+"""Codes of every clip of a corpus, stored once: flat int32 files to read, Arrow to look at.
 
 Folder: ``tokenizer/{linguistic,semantic}`` (the tokenizers themselves), ``linguistic.bin`` and
-``semantic.bin`` (int32), ``index.npy`` (n + 1, 2) offsets, ``keys.json``, ``meta.json``, ``arrow/``.
+``semantic.bin`` (int32), ``index.npy`` (n + 1, 2) offsets, ``keys.json``, ``meta.json`` and
+``arrow/``.
 """
 
 from collections import Counter
@@ -9,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from aqaa import lineage
 from aqaa.data.corpus import SPLITS, Corpus, question_part
 from aqaa.errors import UsageError
-from aqaa.lineage import tokenizer_hash
 from aqaa.signals import LINGUISTIC_CODES, SEMANTIC_CODES, CodePair
 from aqaa.storage import atomic_folder, read_json, tree_hash, write_json
 from aqaa.tokenizer.dual import DualTokenizer
@@ -27,7 +28,9 @@ class TokenStore:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not (self.folder / META).is_file():
-            raise UsageError(f"{folder} is not a token store: run `aqaa data tokenize out={folder}`")
+            raise UsageError(
+                f"{folder} is not a token store: run `aqaa data tokenize out={folder}`"
+            )
         self.meta = read_json(self.folder / META)
         self._place = {key: i for i, key in enumerate(read_json(self.folder / "keys.json"))}
         self._index = np.load(self.folder / "index.npy", allow_pickle=False)
@@ -42,6 +45,10 @@ class TokenStore:
     def tokenizer(self) -> Path:
         """Folder of those tokenizers."""
         return self.folder / "tokenizer"
+
+    def keys(self) -> list[str]:
+        """Keys of all clips, in the order they are stored."""
+        return list(self._place)
 
     def __getitem__(self, key: str) -> CodePair:
         """Codes of one clip; a book that was not stored is empty."""
@@ -64,12 +71,15 @@ def tokenize(
 
     Args:
         corpus: folder of the corpus.
-        linguistic, semantic: model folders of the two tokenizers.
+        linguistic: model folder of that tokenizer.
+        semantic: model folder of the other one.
         out: folder of the store, written as a whole.
         question_books: ``both``, or ``linguistic`` where the layout's questions carry that alone.
     """
     if question_books not in ("both", "linguistic"):
         raise UsageError(f"question_books={question_books} is neither both nor linguistic")
+    for parent in (corpus, linguistic, semantic):
+        lineage.parent(parent)
     source = Corpus(corpus)
     dual = DualTokenizer(SpeechTokenizer.load(linguistic), SpeechTokenizer.load(semantic))
     clips = [(f"answers/{key}", row["audio"]) for key, row in source.answers.items()]
@@ -87,7 +97,7 @@ def tokenize(
         dual.save(folder / "tokenizer")
         _write(folder, [key for key, _ in clips], [pairs[i] for i in range(len(clips))])
         meta = {
-            "tokenizer_hash": tokenizer_hash(folder / "tokenizer"),
+            "tokenizer_hash": lineage.tokenizer_hash(folder / "tokenizer"),
             "corpus_hash": tree_hash(source.folder),
             "question_books": question_books,
             "usage": {

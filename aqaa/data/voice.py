@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from aqaa.audio.mel import HOP_SAMPLES, LOG_MEL_FLOOR, pad_mels
 from aqaa.data.corpus import Corpus
+from aqaa.data.sampler import BucketSampler
 from aqaa.data.token_store import TokenStore
 from aqaa.signals import (
     GROUP_FRAMES,
@@ -21,10 +22,14 @@ from aqaa.signals import (
     SEMANTIC_PER_GROUP,
 )
 
+_LENGTH_JITTER_FRAMES = 24.0
+
 
 class FlowBatch(NamedTuple):
-    """``linguistic`` (B, 2G), ``semantic`` (B, 3G), ``mel`` (B, 80, F), ``mask`` (B, F), and the
-    draws of the loss: ``noise`` (B, 160, F / 2), ``time`` (B,) uniform, ``keep`` (B,) 0 or 1."""
+    """``linguistic`` (B, 2G), ``semantic`` (B, 3G), ``mel`` (B, 80, F), ``mask`` (B, F), and draws.
+
+    The draws of the loss: ``noise`` (B, 160, F / 2), ``time`` (B,) uniform, ``keep`` (B,) 0 or 1.
+    """
 
     linguistic: Tensor
     semantic: Tensor
@@ -62,7 +67,10 @@ class FlowBatches:
         keys = sorted(source.answers)
         self._codes = [self.store[f"answers/{key}"] for key in keys]
         self._mels = source.mels([source.answers[key]["audio"] for key in keys])
-        self._batch = min(batch, len(keys))
+        frames = [mel.shape[1] for mel in self._mels]
+        self._sampler = BucketSampler(
+            frames, batch=min(batch, len(keys)), seed=seed, jitter=_LENGTH_JITTER_FRAMES
+        )
         self._corruption = corruption
         self._keep = keep
         self._seed = seed
@@ -71,8 +79,7 @@ class FlowBatches:
         """Training batch number ``step``."""
         rng = random.Random(f"{self._seed}:{step}")
         generator = torch.Generator().manual_seed(rng.getrandbits(48))
-        clips = rng.sample(range(len(self._mels)), self._batch)
-        return self._collate(clips, generator, self._corruption)
+        return self._collate(self._sampler.rows(step), generator, self._corruption)
 
     def validation(self) -> list[FlowBatch]:
         """A fixed set of clips under fixed noise, uncorrupted: the training set is all there is."""

@@ -1,6 +1,5 @@
 """What the organs around the backbone allow at best: originals, resynthesis, the tokenizer's ceiling."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,14 +60,12 @@ def _nearest(heard: list[str], known: dict[str, list[str]]) -> str:
 
 
 def yardsticks(
-    *, corpus: str, tokenizer: str, vocoder: str, recogniser: Ear, rows: int = 240
+    corpus: Corpus, tokenizer: DualTokenizer, vocoder: Vocoder, recogniser: Ear, *, rows: int = 240
 ) -> dict[str, Figure]:
     """All three figures, by their name in results.json."""
-    source, dual = Corpus(corpus), DualTokenizer.load(tokenizer)
+    clips = corpus.answers.values()
     return {
-        "ground_truth_recognised": ground_truth(
-            source.answers.values(), recogniser, Path(corpus)
-        ),
-        "resynthesis_recognised": resynthesis(source, dual, Vocoder.load(vocoder), recogniser),
-        "tokenizer_ceiling": tokenizer_ceiling(source, dual.linguistic, rows=rows),
+        "ground_truth_recognised": ground_truth(clips, recogniser, corpus.folder),
+        "resynthesis_recognised": resynthesis(corpus, tokenizer, vocoder, recogniser),
+        "tokenizer_ceiling": tokenizer_ceiling(corpus, tokenizer.linguistic, rows=rows),
     }

@@ -1,1 +1,1 @@
-"""The mathematics, as pure functions; each is tested against a slow reference written with loops."""
+"""The mathematics, as pure functions; each is tested against a slow reference with loops."""

@@ -37,13 +37,3 @@ def greedy_labels(log_probs: Tensor, steps: int) -> list[int]:
     """Best path of one clip (S, P): repeats merged, blanks dropped."""
     best = log_probs[:steps].argmax(-1).tolist()
     return [p for i, p in enumerate(best) if p and (i == 0 or best[i - 1] != p)]
-
-
-def edit_distance(a: list[int], b: list[int]) -> int:
-    """Levenshtein distance of two label sequences."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        last, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (x != y))
-    return row[-1]

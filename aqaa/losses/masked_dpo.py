@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class DpoLoss:
-    """``loss`` scalar, ``margin`` (B,) of implied rewards, ``accuracy`` share of positive margins."""
+    """``loss`` scalar, ``margin`` (B,) of implied rewards, ``accuracy`` share of positive ones."""
 
     loss: Tensor
     margin: Tensor
@@ -37,7 +37,12 @@ def answer_scores(log_probs: Tensor, answer: Tensor, keep: Tensor, answers: int)
 
 
 def masked_dpo(
-    chosen: Tensor, rejected: Tensor, chosen_reference: Tensor, rejected_reference: Tensor, *, beta: float
+    chosen: Tensor,
+    rejected: Tensor,
+    chosen_reference: Tensor,
+    rejected_reference: Tensor,
+    *,
+    beta: float,
 ) -> DpoLoss:
     """-log sigmoid(beta * ((chosen - chosen_ref) - (rejected - rejected_ref))), mean over pairs.
 

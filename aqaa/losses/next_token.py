@@ -42,6 +42,14 @@ class SlotTable:
         position[index] = torch.arange(len(rows))
         return cls(name, index, position, weight)
 
+    def labels(self, targets: Tensor) -> Tensor:
+        """Where ids (N,) stand among the rows; ValueError for one that does not."""
+        labels = self.position[targets]
+        if bool((labels < 0).any()):
+            wrong = targets[labels < 0][0].item()
+            raise ValueError(f"target id {wrong} is not among the rows of slot {self.name}")
+        return labels
+
 
 def next_token(
     hidden: Tensor, table: Tensor, targets: Tensor, slots: Tensor, tables: dict[int, SlotTable]
@@ -65,10 +73,7 @@ def next_token(
         here = (slots == slot).nonzero()[:, 0]
         if not len(here):
             continue
-        labels = entry.position[targets[here]]
-        if bool((labels < 0).any()):
-            wrong = targets[here][labels < 0][0].item()
-            raise ValueError(f"target id {wrong} is not among the rows of slot {entry.name}")
+        labels = entry.labels(targets[here])
         logits = hidden[here] @ table[entry.rows].T
         nll = F.cross_entropy(logits.float(), labels, reduction="sum")
         total = total + entry.weight * nll
@@ -82,13 +87,16 @@ def next_token(
 def token_log_probs(
     hidden: Tensor, table: Tensor, targets: Tensor, slots: Tensor, tables: dict[int, SlotTable]
 ) -> Tensor:
-    """Log-probability of each target under its slot's rows; (N,), zero where a slot has no table."""
-    out = hidden.new_zeros(len(targets))
+    """Log-probability of each target under its slot's rows.
+
+    Arguments as of :func:`next_token`; (N,) float32, zero where a slot has no table.
+    """
+    out = hidden.new_zeros(len(targets), dtype=torch.float32)
     for slot, entry in tables.items():
         here = (slots == slot).nonzero()[:, 0]
         if len(here):
             logits = hidden[here] @ table[entry.rows].T
-            labels = entry.position[targets[here]]
+            labels = entry.labels(targets[here])
             picked = logits.float().log_softmax(-1).gather(1, labels[:, None])[:, 0]
             out = out.index_put((here,), picked)
     return out

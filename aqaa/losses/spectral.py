@@ -1,4 +1,7 @@
-"""Multi-resolution STFT distance of two waveforms (Parallel WaveGAN). Letters: B clips, T samples."""
+"""Multi-resolution STFT distance of two waveforms (Parallel WaveGAN).
+
+Letters: B clips, T samples.
+"""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,7 @@
-"""What happens around the steps of a stage: progress, saving, stopping."""
+"""What happens around the steps of a stage: progress, saving, stopping.
+
+Letters: none; the only tensor here is a scalar loss.
+"""
 
 import math
 import os
@@ -13,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from aqaa.errors import UsageError
+from aqaa.runtime.log import MetricsFile
 
 LAST = "last.ckpt"
 _LINE_EVERY_S = 15.0
@@ -34,13 +38,22 @@ class ShowProgress(pl.Callback):
         self._begun_at = self._printed_at = time.monotonic()
         self._begun_step = trainer.global_step
         if sys.stdout.isatty() and os.environ.get("AQAA_PROGRESS") != "lines":
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
-            self._bar = Progress(*columns, TimeRemainingColumn())
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+            )
             self._task = self._bar.add_task(self._name, total=trainer.max_steps, note="")
             self._bar.start()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Show where the run stands."""
         now, step = time.monotonic(), trainer.global_step
@@ -62,11 +75,22 @@ class ShowProgress(pl.Callback):
             self._bar.stop()
             self._bar = None
 
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the terminal as it was after an error too."""
+        self.teardown(trainer, pl_module, "fit")
+
+
+class StopRequested(Exception):
+    """A stop was asked for, and what a resume needs is saved."""
+
 
 class SaveState(pl.Callback):
     """Saves what a resume needs every so often, and once more before a stop that was asked for.
 
-    A save happens only between steps, so the state is one that an unbroken run passes through.
+    A save happens just before a batch, when everything of the step before (average, figures,
+    validation) is done, so the state is one that an unbroken run passes through.
 
     Args:
         folder: gets ``last.ckpt``, replaced as a whole.
@@ -79,8 +103,8 @@ class SaveState(pl.Callback):
         self._saved_at = 0.0
         self._begun_at = 0.0
         self._seconds_before = 0.0
-        self._stopping = False
         self._handlers: dict[int, Any] = {}
+        self.stopping = False
 
     @property
     def seconds(self) -> float:
@@ -95,6 +119,14 @@ class SaveState(pl.Callback):
         """Take up the clock of the cut run."""
         self._seconds_before = state_dict["seconds"]
 
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Forget the batch that is about to begin: Lightning counts it as half done."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for part in ("total", "current"):
+            progress[part]["ready"] = progress[part]["completed"]
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock and listen for Ctrl-C and SIGTERM."""
         self._begun_at = self._saved_at = time.monotonic()
@@ -102,24 +134,43 @@ class SaveState(pl.Callback):
             self._handlers[number] = signal.signal(number, self._ask_to_stop)
 
     def _ask_to_stop(self, number: int, frame: Any) -> None:
-        if self._stopping:
+        if self.stopping:
             raise KeyboardInterrupt  # asked twice: do not wait for the step
-        self._stopping = True
+        self.stopping = True
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Save when it is time; stop when asked."""
-        between_steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        due = time.monotonic() - self._saved_at > self._every_s
-        if not between_steps or not (due or self._stopping):
+        if batch_idx % trainer.accumulate_grad_batches:
             return
+        # Lightning guesses this count after a resume, wrongly; figures are logged under it.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        due = time.monotonic() - self._saved_at > self._every_s
+        if due or self.stopping:
+            self._save(trainer)
+        if self.stopping:
+            raise StopRequested
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.write()  # a resume keeps the figures of the steps before the saved state
         temporary = self._path.with_suffix(".writing")
-        trainer.save_checkpoint(temporary)
-        os.replace(temporary, self._path)
+        try:
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                os.replace(temporary, self._path)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UsageError(
+                f"cannot write {self._path}: {reason}; make room and run the same command again, "
+                f"it goes on from the state saved before"
+            ) from error
+        finally:
+            if trainer.is_global_zero:
+                temporary.unlink(missing_ok=True)
         self._saved_at = time.monotonic()
-        if self._stopping:
-            raise KeyboardInterrupt
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the signals back."""
@@ -127,16 +178,28 @@ class SaveState(pl.Callback):
             signal.signal(number, handler)
         self._handlers = {}
 
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Give the signals back; Lightning tears nothing down after an error."""
+        self.teardown(trainer, pl_module, "fit")
+
 
 class StopOnNonFinite(pl.Callback):
     """Ends a run whose loss is no number, naming the step."""
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Look at the loss."""
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor) and not math.isfinite(float(loss)):
             raise UsageError(
-                f"the loss is {float(loss)} at step {trainer.global_step}: lower optim.lr or look at the data"
+                f"the loss is {float(loss)} at step {trainer.global_step}: "
+                f"lower optim.lr or look at the data"
             )

@@ -56,14 +56,16 @@ class MetricsFile(Logger):
     def save(self) -> None:
         """Write the file, every few seconds at most."""
         if time.monotonic() - self._written_at > _WRITE_EVERY_S:
-            self._write()
+            self.write()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write the file for good."""
-        self._write()
+        self.write()
 
-    def _write(self) -> None:
+    @rank_zero_only
+    def write(self) -> None:
+        """Write the file now."""
         if not self._rows:
             return
         names = sorted({name for row in self._rows.values() for name in row})

@@ -1,6 +1,9 @@
 """Compose, build, fit, seal: how every training verb runs."""
 
+import logging
+import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from aqaa import lineage
 from aqaa.errors import UsageError
-from aqaa.runtime.targets import check_targets
-from aqaa.storage import read_json, write_json, write_text
+from aqaa.runtime.targets import bind_targets
+from aqaa.storage import MANIFEST, read_json, verify_manifest, write_json, write_text
 
 FINGERPRINT = "fingerprint.json"
 # Settings that say where and how often, not what: they may differ between a run and its resume.
@@ -25,32 +28,49 @@ def train(verb: str, cfg: DictConfig) -> Path:
 
     Returns:
         The run folder.
+
+    Raises:
+        UsageError: a config, parent or run folder that does not fit; nothing was trained.
+        KeyboardInterrupt: a stop was asked for; the same call goes on from there.
     """
-    check_targets(cfg)
+    bind_targets(cfg)
     out = Path(cfg.run.out)
-    parents = {
-        name: lineage.parent(path) for name, path in cfg.parents.items() if path is not None
-    }
+    parents = {name: lineage.parent(path) for name, path in cfg.parents.items() if path is not None}
     made_of = lineage.fingerprint(_settings(cfg), parents)
-    done = lineage.read_lineage(out)
-    if done is not None and done.fingerprint == made_of:
+    if _finished(out, made_of):
         print(f"{out} is finished: nothing to do")
         return out
     _claim(out, made_of, overwrite=cfg.run.overwrite)
     write_text(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    seconds, steps, parameters = _fit(cfg, out)
+    fitted = _fit(cfg, out)
     record = lineage.Lineage(
         stage=verb,
         run=out.name,
         parents=parents,
         fingerprint=made_of,
-        steps=steps,
-        seconds=seconds,
-        parameters=parameters,
+        steps=fitted.steps,
+        seconds=fitted.seconds,
+        parameters=fitted.parameters,
         versions=lineage.versions(),
     )
     lineage.finish(out, record)
+    if fitted.stopping:
+        raise KeyboardInterrupt  # asked for in the last step: this run is whole, the rest waits
     return out
+
+
+def _finished(out: Path, made_of: str) -> bool:
+    """Whether ``out`` is this very run, whole; what is left of a damaged one is made again."""
+    done = lineage.read_lineage(out)
+    if done is None or done.fingerprint != made_of:
+        return False
+    try:
+        verify_manifest(out / lineage.MODEL)
+    except UsageError as error:
+        print(f"{error}; making it again", flush=True)
+        (out / lineage.RECORD).unlink()
+        return False
+    return True
 
 
 def _settings(cfg: DictConfig) -> dict[str, Any]:
@@ -59,12 +79,16 @@ def _settings(cfg: DictConfig) -> dict[str, Any]:
     settings.pop("log", None)
     settings.pop("parents", None)
     settings["run"] = {k: v for k, v in settings["run"].items() if k not in _PLACE}
+    if settings["run"].get("repeat_batches") is None:
+        settings["run"].pop("repeat_batches", None)  # runs made before there was this choice
     return settings
 
 
 def _claim(out: Path, made_of: str, *, overwrite: bool) -> None:
     """Take the folder for this run, or for its resume; never mix two runs in one."""
     mark = out / FINGERPRINT
+    if not mark.is_file() and any((out / name).exists() for name in (MANIFEST, lineage.RECORD)):
+        raise UsageError(f"{out} holds something else than a training run: choose another run.name")
     if mark.is_file() and read_json(mark) != made_of:
         if not overwrite:
             raise UsageError(
@@ -76,22 +100,35 @@ def _claim(out: Path, made_of: str, *, overwrite: bool) -> None:
     write_json(mark, made_of)
 
 
-def _fit(cfg: DictConfig, out: Path) -> tuple[float, int, int]:
-    """Train and export; returns seconds, steps, trained parameters."""
+@dataclass(frozen=True)
+class _Fitted:
+    """What a finished training says; ``stopping`` if a stop was asked for in its last step."""
+
+    seconds: float
+    steps: int
+    parameters: int
+    stopping: bool
+
+
+def _fit(cfg: DictConfig, out: Path) -> _Fitted:
+    """Train and export."""
     import lightning.pytorch as pl
     import torch
     from hydra.utils import instantiate
 
     from aqaa.data.module import DataModule
-    from aqaa.runtime.callbacks import LAST, SaveState, ShowProgress, StopOnNonFinite
+    from aqaa.runtime.callbacks import LAST, SaveState, ShowProgress, StopOnNonFinite, StopRequested
     from aqaa.runtime.log import MetricsFile
 
+    quiet_lightning()
     if cfg.run.threads:
         torch.set_num_threads(cfg.run.threads)
     pl.seed_everything(cfg.run.seed, verbose=False)
     source = instantiate(cfg.data, _convert_="all")
     stage = instantiate(cfg.stage, _convert_="all")
-    data = DataModule(source, accumulate=cfg.trainer.accumulate_grad_batches)
+    data = DataModule(
+        source, accumulate=cfg.trainer.accumulate_grad_batches, repeat=cfg.run.repeat_batches
+    )
     saver = SaveState(folder=out / "checkpoints", every_s=cfg.run.save_every_s)
     metrics = MetricsFile(folder=out)
     more = [instantiate(cfg.log.logger)] if cfg.log.get("logger") else []
@@ -102,12 +139,38 @@ def _fit(cfg: DictConfig, out: Path) -> tuple[float, int, int]:
     (out / "checkpoints").mkdir(exist_ok=True)
     last = out / "checkpoints" / LAST
     if last.is_file():
-        metrics.resume(torch.load(last, map_location="meta", weights_only=True)["global_step"])
-    trainer.fit(stage, data, ckpt_path=last if last.is_file() else None, weights_only=True)
-    if trainer.global_step < trainer.max_steps:
-        raise KeyboardInterrupt
+        metrics.resume(_step_of(last))
+    try:
+        trainer.fit(stage, data, ckpt_path=last if last.is_file() else None, weights_only=True)
+    except (StopRequested, SystemExit):  # Lightning turns Ctrl-C into an exit
+        raise KeyboardInterrupt from None
     stage.export(out / lineage.MODEL)
     # What the optimizer trained: a running average is a copy, not a parameter.
     groups = trainer.optimizers[0].param_groups
     parameters = sum(p.numel() for group in groups for p in group["params"])
-    return saver.seconds, trainer.global_step, parameters
+    return _Fitted(saver.seconds, trainer.global_step, parameters, saver.stopping)
+
+
+def _step_of(checkpoint: Path) -> int:
+    """The optimizer step a saved state stands at; a damaged file is an error of use."""
+    import torch
+
+    try:
+        # Tensors stay on the meta device: only the count is wanted here.
+        state = torch.load(checkpoint, map_location="meta", weights_only=True)
+        return int(state["global_step"])
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UsageError(
+            f"{checkpoint} is damaged ({reason}): remove it to begin this run again"
+        ) from None
+
+
+def quiet_lightning() -> None:
+    """Keep Lightning's advice and notes from our users, unless AQAA_DEBUG=1.
+
+    Its loggers get their levels when it is imported, so this comes after.
+    """
+    if os.environ.get("AQAA_DEBUG") != "1":
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.ERROR)

@@ -78,6 +78,12 @@ _TABLE = (
         "aqaa vocoder preset=walkthrough/vocoder_flow",
     ),
     Verb(
+        "bundle",
+        "put tokenizers, backbone and vocoder that belong together into one model folder",
+        "aqaa bundle backbone=runs/merge/model out=runs/model",
+        positional="out",
+    ),
+    Verb(
         "answer",
         "answer a spoken question with speech",
         "aqaa answer question.wav out=answer.wav",
@@ -86,13 +92,13 @@ _TABLE = (
     Verb(
         "listen",
         "decode stored audio tokens, the targets of a training, back to sound",
-        "aqaa listen runs/tokens out=runs/listen",
+        "aqaa listen runs/tokens flow=runs/vocoder_flow/model out=runs/listen",
         positional="source",
     ),
     Verb(
         "evaluate",
         "let a recogniser judge the spoken answers to held-out questions",
-        "aqaa evaluate model=runs/merge out=runs/evaluate",
+        "aqaa evaluate model=runs/walkthrough/model corpus=runs/walkthrough/corpus",
     ),
     Verb(
         "walkthrough",

@@ -1,2 +1,4 @@
-"""One file per training stage; each is a Lightning module (merging apart) without config or paths
-of its own beyond the folders it is given."""
+"""One file per training stage; each is a Lightning module (merging apart).
+
+None knows a config, nor paths beyond the folders it is given.
+"""

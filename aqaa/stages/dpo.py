@@ -1,10 +1,14 @@
-"""Preference optimisation with the audio ids masked out (paper section 3.3, Eq. 2), from SFT 1."""
+"""Preference optimisation with the audio ids masked out (paper section 3.3, Eq. 2), from SFT 1.
+
+Letters: B pairs (2B answers), T ids.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from aqaa.backbone.loading import Backbone, load_backbone
@@ -58,7 +62,7 @@ class Dpo(pl.LightningModule):
         self._reference = self._reference_scores(source)
         self.decoder = self._backbone.model.train()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on the backbone."""
         steps = int(self.trainer.estimated_stepping_batches)
         return self._optimizer.build(self.decoder.named_parameters(), steps)
@@ -79,11 +83,15 @@ class Dpo(pl.LightningModule):
     def _scores(self, batch: PreferenceBatch) -> Tensor:
         """Sums of kept log-probabilities, (2B,)."""
         hidden = self.backbone.hidden(batch.input_ids).last_hidden_state
-        # Only positions that count go through the head; under the audio mask that is a few text ids.
+        # Only positions that count go through the head; under the audio mask a few text ids.
         chosen = (batch.slots > 0) & (batch.keep > 0)
         answer = chosen.nonzero()[:, 0]
         log_probs = token_log_probs(
-            hidden[chosen], self.backbone.table, batch.targets[chosen], batch.slots[chosen], self._tables
+            hidden[chosen],
+            self.backbone.table,
+            batch.targets[chosen],
+            batch.slots[chosen],
+            self._tables,
         )
         return answer_scores(log_probs, answer, batch.keep[chosen], len(batch.input_ids))
 

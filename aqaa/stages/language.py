@@ -1,4 +1,7 @@
-"""What the stages of the backbone share: the loss over a batch and its figures by kind of id."""
+"""What the stages of the backbone share: the loss over a batch and its figures by kind of id.
+
+Letters: B sequences, T ids, N supervised positions, W width.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from aqaa.backbone.loading import Backbone, load_backbone
@@ -24,7 +28,10 @@ def slot_tables(backbone: Backbone, weights: Mapping[str, float]) -> dict[int, S
     ids = backbone.ids
     return {
         int(slot): SlotTable.build(
-            slot.name.lower(), ids.layout.slot_ids(slot, ids.vocabulary), rows, weights[slot.name.lower()]
+            slot.name.lower(),
+            ids.layout.slot_ids(slot, ids.vocabulary),
+            rows,
+            weights[slot.name.lower()],
         )
         for slot in Slot
         if slot.name.lower() in weights
@@ -72,7 +79,7 @@ class LanguageModel(pl.LightningModule):
         return self._backbone
 
     def configure_model(self) -> None:
-        """Load the backbone and tell the data how its ids are laid out; nothing on a second call."""
+        """Load the backbone and tell the data its ids; nothing on a second call."""
         if self._backbone is not None:
             return
         self._backbone = load_backbone(self._folder)
@@ -80,7 +87,7 @@ class LanguageModel(pl.LightningModule):
         self._tables = slot_tables(self._backbone, self._slot_weights)
         self.trainer.datamodule.source.bind(self._backbone.ids)  # type: ignore[attr-defined]
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on the backbone."""
         steps = int(self.trainer.estimated_stepping_batches)
         return self._optimizer.build(self.decoder.named_parameters(), steps)

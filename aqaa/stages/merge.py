@@ -1,4 +1,4 @@
-"""Weighted mean of fine-tuned backbones (paper section 3.4, Eq. 3): 5 SFT 1, 5 SFT 2, 1 DPO over 11."""
+"""Weighted mean of backbones (paper section 3.4, Eq. 3): 5 SFT 1, 5 SFT 2, 1 DPO over 11."""
 
 import time
 from collections.abc import Sequence

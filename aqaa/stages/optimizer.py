@@ -3,9 +3,10 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -42,7 +43,9 @@ class OptimizerSettings:
         cosine = 0.5 + 0.5 * math.cos(math.pi * place)
         return warm * (self.final_ratio + (1 - self.final_ratio) * cosine)
 
-    def build(self, parameters: Iterable[tuple[str, nn.Parameter]], steps: int) -> dict[str, Any]:
+    def build(
+        self, parameters: Iterable[tuple[str, nn.Parameter]], steps: int
+    ) -> OptimizerLRSchedulerConfig:
         """Optimizer and scheduler in the shape Lightning's configure_optimizers returns."""
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in parameters:
@@ -59,7 +62,7 @@ class OptimizerSettings:
                 for (decays, table), members in groups.items()
             ],
             lr=self.lr,
-            betas=tuple(self.betas),
+            betas=(self.betas[0], self.betas[1]),
             fused=True,
         )
         scheduler = LambdaLR(optimizer, lambda step: self.factor(step, steps))

@@ -1,4 +1,7 @@
-"""Supervised fine-tuning (paper section 3.2): SFT 1 on AQTA and AQTAA, SFT 2 on chosen AQTAA alone."""
+"""Supervised fine-tuning (paper section 3.2).
+
+SFT 1 learns from AQTA and AQTAA, SFT 2 from chosen AQTAA alone: two presets of this one stage.
+"""
 
 from aqaa.stages.language import LanguageModel
 

@@ -1,4 +1,7 @@
-"""Train one speech tokenizer: phones by CTC, the codebook switched on half-way (paper section 2.1)."""
+"""Train one speech tokenizer (paper section 2.1): phones by CTC, the codebook from half-way on.
+
+Letters: B clips, F frames, N codes, P labels.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,11 +9,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from aqaa.data.speech import SpeechBatch
 from aqaa.losses.codebook import commitment, mel_distance
-from aqaa.losses.ctc import ctc, edit_distance, greedy_labels
+from aqaa.losses.ctc import ctc, greedy_labels
 from aqaa.stages.optimizer import OptimizerSettings
 from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer, TokenizerOutput
 
@@ -25,7 +30,8 @@ class Tokenizer(pl.LightningModule):
             encoder learns undisturbed, and k-means then finds the codes in what it learned.
         codebook_batches: clean batches the k-means sees.
         codebook_rounds: k-means rounds.
-        ctc_weight, mel_weight, commitment_weight: of the loss terms; the linguistic book has no mel.
+        ctc_weight, mel_weight, commitment_weight: of the loss terms; the linguistic book has no
+            mel.
         seed: of the k-means.
     """
 
@@ -64,7 +70,7 @@ class Tokenizer(pl.LightningModule):
             phones = self.trainer.datamodule.source.phones  # type: ignore[attr-defined]
             self.tokenizer = self._network(phones=phones)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on the tokenizer."""
         steps = int(self.trainer.estimated_stepping_batches)
         return self._optimizer.build(self.network.named_parameters(), steps)
@@ -100,7 +106,7 @@ class Tokenizer(pl.LightningModule):
         _, terms = self._loss(out, batch)
         steps = out.steps.long().tolist()
         wrong = sum(
-            edit_distance(greedy_labels(log_probs, count), labels)
+            Levenshtein.distance(greedy_labels(log_probs, count), labels)
             for log_probs, count, labels in zip(out.log_probs, steps, batch.phones, strict=True)
         )
         total = sum(map(len, batch.phones))

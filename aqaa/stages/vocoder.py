@@ -1,11 +1,14 @@
-"""Train the voice: flow matching from audio ids to a mel, and the head from a mel to a waveform
-(paper section 2.3)."""
+"""Train the voice (paper section 2.3): audio ids to a mel by flow matching, a mel to a waveform.
+
+Letters: B clips, G groups, F = 12 G frames, T samples.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -63,9 +66,9 @@ class Flow(pl.LightningModule):
             ]
             self.flow.conditioning.start_from(*vectors)
         average = get_ema_multi_avg_fn(self._decay)
-        self.average = AveragedModel(self.flow, multi_avg_fn=average)
+        self.average = AveragedModel(self.flow, multi_avg_fn=average).requires_grad_(False)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on the network, not on its average."""
         steps = int(self.trainer.estimated_stepping_batches)
         return self._optimizer.build(self.flow.named_parameters(), steps)
@@ -133,7 +136,7 @@ class Waveform(pl.LightningModule):
         if self.head is None:
             self.head = self._network()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on the head."""
         steps = int(self.trainer.estimated_stepping_batches)
         return self._optimizer.build(self.head.named_parameters(), steps)
@@ -161,4 +164,3 @@ class Waveform(pl.LightningModule):
     def export(self, folder: Path) -> None:
         """Write the head's folder."""
         self.head.save(folder)
-

@@ -22,6 +22,11 @@ class Quantised:
 class Codebook(nn.Module):
     """K vectors of width D; ``active`` turns True once they were started from data."""
 
+    vectors: Tensor
+    counts: Tensor
+    sums: Tensor
+    active: Tensor
+
     def __init__(self, *, codes: int, width: int, decay: float = 0.97) -> None:
         super().__init__()
         self.decay = decay
@@ -34,7 +39,8 @@ class Codebook(nn.Module):
         """Nearest code (Euclidean) of each vector; (..., D) -> (...)."""
         flat = z.reshape(-1, z.shape[-1])
         half_norm = 0.5 * self.vectors.pow(2).sum(-1)
-        parts = [(half_norm - part @ self.vectors.T).argmin(-1) for part in flat.split(_SEARCH_ROWS)]
+        rows = flat.split(_SEARCH_ROWS)
+        parts = [(half_norm - part @ self.vectors.T).argmin(-1) for part in rows]
         return torch.cat(parts).reshape(z.shape[:-1])
 
     def forward(self, z: Tensor, mask: Tensor) -> Quantised:

@@ -1,4 +1,7 @@
-"""Both tokenizers side by side: sound in, a :class:`CodePair` out."""
+"""Both tokenizers side by side: sound in, a :class:`CodePair` out.
+
+Letters: T samples, F mel frames.
+"""
 
 from pathlib import Path
 
@@ -29,10 +32,10 @@ class DualTokenizer:
             SpeechTokenizer.load(folder / "linguistic"), SpeechTokenizer.load(folder / "semantic")
         )
 
-    def save(self, folder: str | Path) -> None:
-        """Write both below ``folder``."""
-        self.linguistic.save(Path(folder) / "linguistic")
-        self.semantic.save(Path(folder) / "semantic")
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write both below ``folder``, the numbers as ``dtype`` where one is given."""
+        self.linguistic.save(Path(folder) / "linguistic", dtype=dtype)
+        self.semantic.save(Path(folder) / "semantic", dtype=dtype)
 
     def encode(self, samples: Tensor) -> CodePair:
         """Codes of one mono clip (T,) at 16 kHz, T whole groups of 1,920 samples."""
@@ -41,8 +44,10 @@ class DualTokenizer:
     def encode_mels(
         self, mels: list[Tensor], *, books: tuple[str, ...] = ("linguistic", "semantic")
     ) -> list[CodePair]:
-        """Codes of log-mels, each (80, F_i) of whole groups, as one padded batch; a book that is
-        not asked for stays empty."""
+        """Codes of log-mels, each (80, F) of whole groups, as one padded batch.
+
+        A book that is not asked for stays empty.
+        """
         batch, mask = pad_mels(mels)
         found: dict[str, list[list[int]]] = {}
         for book in books:

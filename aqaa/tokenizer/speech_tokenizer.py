@@ -24,8 +24,11 @@ _CENTRE, _SPREAD = -3.0, 3.0
 
 @dataclass(frozen=True)
 class TokenizerOutput:
-    """``log_probs`` (B, S, P), ``steps`` (B,), ``mel`` (B, 80, F) or None, ``z`` and ``quantised``
-    (B, N, D), ``codes`` (B, N) or None before the book is active, ``mask`` (B, N)."""
+    """What one forward pass gives.
+
+    ``log_probs`` (B, S, P), ``steps`` (B,), ``mel`` (B, 80, F) or None, ``z`` and ``quantised``
+    (B, N, D), ``codes`` (B, N) or None before the book is active, ``mask`` (B, N).
+    """
 
     log_probs: Tensor
     steps: Tensor
@@ -62,8 +65,14 @@ class SpeechTokenizer(nn.Module):
     ) -> None:
         super().__init__()
         self.settings = {
-            "book": book, "phones": list(phones), "codes": codes, "frames_per_code": frames_per_code,
-            "ctc_steps": ctc_steps, "width": width, "blocks": blocks, "code_width": code_width,
+            "book": book,
+            "phones": list(phones),
+            "codes": codes,
+            "frames_per_code": frames_per_code,
+            "ctc_steps": ctc_steps,
+            "width": width,
+            "blocks": blocks,
+            "code_width": code_width,
         }
         if book not in ("linguistic", "semantic"):
             raise ValueError(f"book {book!r} is neither linguistic nor semantic")
@@ -82,8 +91,10 @@ class SpeechTokenizer(nn.Module):
         self.mel_head = nn.Linear(width, MEL_BINS * frames_per_code) if rebuild else None
 
     def normalise(self, mel: Tensor, mask: Tensor) -> Tensor:
-        """Scale a log-mel (B, 80, F); the linguistic book also loses each clip's mean spectrum,
-        which is voice and channel."""
+        """Scale a log-mel (B, 80, F) under its (B, F) mask.
+
+        The linguistic book also loses each clip's mean spectrum, which is voice and channel.
+        """
         if self.book == "linguistic":
             mean = (mel * mask[:, None]).sum(2, keepdim=True) / mask.sum(1)[:, None, None]
             return (mel - mean) / _SPREAD
@@ -104,9 +115,9 @@ class SpeechTokenizer(nn.Module):
             rebuilt = self.mel_head(h).view(batch, length * self.frames_per_code, MEL_BINS)
             mel_out = rebuilt.transpose(1, 2) * _SPREAD + _CENTRE
         steps = code_mask.sum(1) * self.ctc_steps
+        chosen = z if codes is None else self.codebook.vectors[codes]
         return TokenizerOutput(
-            logits.log_softmax(-1), steps, mel_out, z, self.codebook.vectors[codes]
-            if codes is not None else z, codes, code_mask,
+            logits.log_softmax(-1), steps, mel_out, z, chosen, codes, code_mask
         )
 
     @torch.no_grad()
@@ -117,14 +128,11 @@ class SpeechTokenizer(nn.Module):
         z, _ = self.encoder(self.normalise(mel, mask), mask)
         return self.codebook.search(z)
 
-    def save(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors."""
-        save_organ(folder, "SpeechTokenizer", self.settings, self.state_dict())
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write config.json and model.safetensors, the numbers as ``dtype`` where one is given."""
+        save_organ(folder, "SpeechTokenizer", self.settings, self.state_dict(), dtype)
 
     @classmethod
     def load(cls, folder: str | Path) -> "SpeechTokenizer":
         """Read a folder of :meth:`save`, in evaluation mode."""
-        settings, state = load_organ(folder, "SpeechTokenizer")
-        tokenizer = cls(**settings)
-        tokenizer.load_state_dict(state)
-        return tokenizer.eval()
+        return load_organ(folder, cls)

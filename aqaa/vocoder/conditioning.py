@@ -1,4 +1,6 @@
-"""Codes of both books on one time grid. Letters: B clips, G groups, C channels, P = 6 G pair frames.
+"""Codes of both books on one time grid.
+
+Letters: B clips, G groups, C channels, P = 6 G pair frames, W width of a code.
 
 The flow works on pairs of 10 ms mel frames, so a group of 120 ms is six positions: a linguistic
 code lasts three of them, a semantic code two.
@@ -50,7 +52,9 @@ class CodeConditioning(nn.Module):
 
     @torch.no_grad()
     def start_from(self, linguistic: Tensor, semantic: Tensor) -> None:
-        """Start the embeddings from code vectors already of this width, (1024, W) and (4096, W);
-        codes that sound alike then start alike."""
+        """Start the embeddings from code vectors of this width, (1024, W) and (4096, W).
+
+        Codes that sound alike then start alike.
+        """
         for table, vectors in ((self.linguistic, linguistic), (self.semantic, semantic)):
             table.weight.mul_(0.43).add_(vectors, alpha=0.9)

@@ -65,7 +65,8 @@ class FlowVocoder(nn.Module):
         """Solve the flow by Euler steps on a cosine grid.
 
         Args:
-            linguistic, semantic: codes (B, 2G) and (B, 3G).
+            linguistic: codes (B, 2G).
+            semantic: codes (B, 3G).
             steps: calls of the network (twice as many with guidance).
             guidance: classifier-free guidance rate; the unguided field has an empty condition.
             noise: (B, 160, P) start; None starts from zero, the mode of the noise, which a flow
@@ -94,14 +95,11 @@ class FlowVocoder(nn.Module):
         mask = torch.ones(len(linguistic), linguistic.shape[1] * 3)
         return unpack(self.prior(self.conditioning(linguistic, semantic, mask)))
 
-    def save(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors."""
-        save_organ(folder, "FlowVocoder", self.settings, self.state_dict())
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write config.json and model.safetensors, the numbers as ``dtype`` where one is given."""
+        save_organ(folder, "FlowVocoder", self.settings, self.state_dict(), dtype)
 
     @classmethod
     def load(cls, folder: str | Path) -> "FlowVocoder":
         """Read a folder of :meth:`save`, in evaluation mode."""
-        settings, state = load_organ(folder, "FlowVocoder")
-        flow = cls(**settings)
-        flow.load_state_dict(state)
-        return flow.eval()
+        return load_organ(folder, cls)

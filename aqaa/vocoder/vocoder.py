@@ -32,10 +32,10 @@ class Vocoder:
         folder = Path(folder)
         return cls(FlowVocoder.load(folder / "flow"), WaveformHead.load(folder / "waveform"))
 
-    def save(self, folder: str | Path) -> None:
-        """Write both below ``folder``."""
-        self.flow.save(Path(folder) / "flow")
-        self.head.save(Path(folder) / "waveform")
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write both below ``folder``, the numbers as ``dtype`` where one is given."""
+        self.flow.save(Path(folder) / "flow", dtype=dtype)
+        self.head.save(Path(folder) / "waveform", dtype=dtype)
 
     @torch.inference_mode()
     def speak(self, codes: CodePair) -> Waveform:

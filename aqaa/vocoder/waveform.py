@@ -88,19 +88,17 @@ class WaveformHead(nn.Module):
         x = self.norm_in(x).transpose(1, 2)
         for block in self.blocks:
             x = block(x)
-        log_magnitude, phase = self.project(self.norm_out(x.transpose(1, 2))).transpose(1, 2).chunk(2, 1)
+        polar = self.project(self.norm_out(x.transpose(1, 2))).transpose(1, 2)
+        log_magnitude, phase = polar.chunk(2, 1)
         magnitude = log_magnitude.exp().clamp(max=_MAX_MAGNITUDE)
         spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
         return inverse_stft(spectrum, self.window, HOP_SAMPLES)
 
-    def save(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors."""
-        save_organ(folder, "WaveformHead", self.settings, self.state_dict())
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write config.json and model.safetensors, the numbers as ``dtype`` where one is given."""
+        save_organ(folder, "WaveformHead", self.settings, self.state_dict(), dtype)
 
     @classmethod
     def load(cls, folder: str | Path) -> "WaveformHead":
         """Read a folder of :meth:`save`, in evaluation mode."""
-        settings, state = load_organ(folder, "WaveformHead")
-        head = cls(**settings)
-        head.load_state_dict(state)
-        return head.eval()
+        return load_organ(folder, cls)

@@ -85,7 +85,7 @@ import aqaa.audio.mel
 import importlib.util
 if importlib.util.find_spec('torchaudio'):
     import torchaudio.functional, torchaudio.compliance.kaldi
-import transformers.models.llama.modeling_llama
+import peft
 print('fine')
 """
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -1,0 +1,99 @@
+"""Answer, judge, sum up: `aqaa evaluate`."""
+
+from pathlib import Path
+from typing import Any
+
+from aqaa.data.corpus import Corpus
+from aqaa.data.domain import EXTRA_PRONUNCIATIONS
+from aqaa.data.manifest import write_manifest
+from aqaa.errors import UsageError
+from aqaa.evaluation.infer import infer
+from aqaa.evaluation.measure import control, summarise
+from aqaa.evaluation.prosody import Prosody, prosody
+from aqaa.evaluation.recognise import Recogniser
+from aqaa.evaluation.yardsticks import yardsticks as measure_yardsticks
+from aqaa.pipeline import Pipeline
+from aqaa.audio.file import read_audio
+from aqaa.signals import QUESTION_RATE_HZ
+from aqaa.storage import atomic_folder, write_json
+
+
+def evaluate(
+    *,
+    corpus: str,
+    out: str,
+    model: str | None = None,
+    tokenizer: str | None = None,
+    backbone: str | None = None,
+    flow: str | None = None,
+    waveform: str | None = None,
+    name: str = "model",
+    split: str = "test",
+    rows: int = 480,
+    shard: str = "0/1",
+    yardsticks: bool = False,
+) -> Path:
+    """Let a model answer spoken questions and a recogniser judge its answers.
+
+    Args:
+        corpus: folder of the corpus.
+        out: folder of answers.jsonl, the sounds and results.json, written as a whole.
+        model: a whole model folder; or its four organs one by one:
+        tokenizer, backbone, flow, waveform: folders of the organs.
+        name: of the model, in the rows.
+        split: of the corpus.
+        rows: the first so many questions.
+        shard: ``k/n`` answers every n-th question from the k-th on.
+        yardsticks: also measure what the organs around the backbone allow at best.
+    """
+    source = Corpus(corpus)
+    organs = {"tokenizer": tokenizer, "backbone": backbone, "flow": flow, "waveform": waveform}
+    pipeline = _load(model, organs)
+    part, parts = _shard(shard)
+    recogniser = Recogniser(source.domain["answers"], EXTRA_PRONUNCIATIONS)
+    asked = source.rows(split)[:rows][part::parts]
+    with atomic_folder(out) as folder:
+        judged = []
+        for row in infer(pipeline, source, asked, model=name, out=folder):
+            said = read_audio(folder / row["answer"]).samples if row["answer"] else None
+            judged.append({**row, "heard": recogniser(said) if said is not None else ""})
+        write_manifest(folder / "answers.jsonl", judged)
+        flat, details = summarise(judged)
+        ratios = control(judged, folder=folder, plain=plain_clips(source))
+        write_json(folder / "results.json", {**flat, "details": details, "control": ratios})
+        if yardsticks:
+            found: dict[str, Any] = dict(
+                measure_yardsticks(source, pipeline.tokenizer, pipeline.vocoder, recogniser)
+            )
+            found["plain"] = {k: vars(v) for k, v in plain_clips(source).items()}
+            write_json(folder / "yardsticks.json", found)
+    return Path(out)
+
+
+def plain_clips(corpus: Corpus) -> dict[str, Prosody]:
+    """Duration and pitch of the original plain clip of every answer that also comes in a style."""
+    styled = {row["text"] for row in corpus.answers.values() if row["style"] != "plain"}
+    return {
+        row["text"]: prosody(corpus.samples(row["audio"]).numpy(), QUESTION_RATE_HZ)
+        for row in corpus.answers.values()
+        if row["style"] == "plain" and row["text"] in styled
+    }
+
+
+def _load(model: str | None, organs: dict[str, str | None]) -> Pipeline:
+    if model is not None:
+        return Pipeline.load(model)
+    missing = [name for name, folder in organs.items() if folder is None]
+    if missing:
+        raise UsageError(f"give model=FOLDER, or all four organs; missing: {', '.join(missing)}")
+    return Pipeline.from_folders(**organs)  # type: ignore[arg-type]
+
+
+def _shard(text: str) -> tuple[int, int]:
+    try:
+        part, parts = (int(word) for word in text.split("/"))
+    except ValueError:
+        raise UsageError(f"shard={text} is not of the form k/n") from None
+    if not 0 <= part < parts:
+        raise UsageError(f"shard={text}: k must lie in 0..n-1")
+    return part, parts

@@ -1,0 +1,125 @@
+"""Steps that need one another, run by a few worker processes; finished ones are kept.
+
+A step is a command line of ours. Its mark, ``steps/NAME.json``, names what it was made from: the
+command, the configuration files, the marks of the steps it needs.
+"""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from aqaa.errors import UsageError
+from aqaa.runtime.catalogue import conf_dir
+from aqaa.storage import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the chain.
+
+    ``name`` of the step, ``words`` of the command, steps it ``needs``, and the folder or file it
+    ``makes``.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    needs: tuple[str, ...]
+    makes: Path
+
+
+class Schedule:
+    """Runs steps as soon as what they need is there, the earlier in the list first.
+
+    Args:
+        steps: in any order that a single worker could run them in.
+        folder: keeps the marks.
+        workers: processes at a time, one thread each.
+    """
+
+    def __init__(self, steps: Sequence[Step], *, folder: Path, workers: int) -> None:
+        self._steps = list(steps)
+        self._marks = folder / "steps"
+        self._workers = workers
+        self._configuration = _hash_of_configuration()
+        self._keys: dict[str, str] = {}
+        for step in self._steps:
+            unknown = [name for name in step.needs if name not in self._keys]
+            if unknown:
+                raise ValueError(f"step {step.name} needs {unknown}, which no earlier step makes")
+            self._keys[step.name] = self._key(step)
+
+    def run(self) -> None:
+        """Run what is not finished; on Ctrl-C let every worker save what it has first."""
+        done = {step.name for step in self._steps if self._finished(step)}
+        waiting = [step for step in self._steps if step.name not in done]
+        if done:
+            print(f"kept: {', '.join(s.name for s in self._steps if s.name in done)}", flush=True)
+        if not waiting:
+            return
+        os.environ.update({"OMP_NUM_THREADS": "1", "AQAA_PROGRESS": "lines"})
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self._workers, mp_context=context, initializer=_begin) as pool:
+            running: dict[Future[int], tuple[Step, float]] = {}
+            try:
+                while waiting or running:
+                    for step in self._ready(waiting, done)[: self._workers - len(running)]:
+                        waiting.remove(step)
+                        print(f"{step.name}: begun", flush=True)
+                        running[pool.submit(_command, step.words)] = (step, time.monotonic())
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        step, begun = running.pop(future)
+                        self._settle(step, future, time.monotonic() - begun)
+                        done.add(step.name)
+            except BaseException:
+                for future in running:
+                    future.cancel()
+                raise
+
+    def _ready(self, waiting: list[Step], done: set[str]) -> list[Step]:
+        return [step for step in waiting if done.issuperset(step.needs)]
+
+    def _settle(self, step: Step, future: Future[int], seconds: float) -> None:
+        code = future.result()
+        if code == 130:
+            raise KeyboardInterrupt
+        if code != 0 or not step.makes.exists():
+            raise UsageError(f"the step {step.name} failed (aqaa {' '.join(step.words)})")
+        write_json(self._marks / f"{step.name}.json", self._keys[step.name])
+        print(f"{step.name}: done in {int(seconds // 60)}:{int(seconds % 60):02d}", flush=True)
+
+    def _finished(self, step: Step) -> bool:
+        mark = self._marks / f"{step.name}.json"
+        return step.makes.exists() and mark.is_file() and read_json(mark) == self._keys[step.name]
+
+    def _key(self, step: Step) -> str:
+        made_of = [self._configuration, *step.words, *(self._keys[name] for name in step.needs)]
+        return hashlib.sha256("\0".join(made_of).encode()).hexdigest()
+
+
+def _hash_of_configuration() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(conf_dir().rglob("*.yaml")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _begin() -> None:
+    """In a worker: Ctrl-C reaches us from the terminal too; a step at rest just ends."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _command(words: tuple[str, ...]) -> int:
+    from aqaa.cli import main
+
+    try:
+        return main(words)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()

@@ -42,22 +42,16 @@ def locate(model: str | None) -> tuple[Path, str]:
     return Path(model), model  # loading it will say what is missing
 
 
-def bundle(
-    *, tokenizer: str, backbone: str, flow: str, waveform: str, out: str, half: bool = False
-) -> Path:
+def bundle(*, organs: dict[str, str], out: str, half: bool = False) -> Path:
     """Put four organs that belong together into one model folder.
 
     Args:
-        tokenizer: folder with both speech tokenizers.
-        backbone: backbone folder.
-        flow, waveform: folders of the vocoder's two networks.
+        organs: folders of the ``tokenizer`` (both speech tokenizers), the ``backbone``, and the
+            vocoder's ``flow`` and ``waveform``.
         out: the model folder, written as a whole.
         half: store in 16-bit floats.
     """
     import torch
 
-    whole = Pipeline.from_folders(
-        tokenizer=tokenizer, backbone=backbone, flow=flow, waveform=waveform
-    )
-    whole.save(out, dtype=torch.float16 if half else None)
+    Pipeline.from_folders(**organs).save(out, dtype=torch.float16 if half else None)
     return Path(out)

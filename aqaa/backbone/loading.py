@@ -118,10 +118,8 @@ def load_backbone(folder: str | Path, *, layout: StreamLayout | None = None) -> 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     logging.disable_progress_bar()
     ids = Ids.load(folder)
-    model: Any
-    report: dict[str, Any]
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32,
             local_files_only=True,
@@ -131,6 +129,7 @@ def load_backbone(folder: str | Path, *, layout: StreamLayout | None = None) -> 
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"{folder} cannot be loaded: {reason}") from error
+    model, report = loaded
     # transformers only warns of these, and leaves the tensors as the memory was.
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, report[problem])):

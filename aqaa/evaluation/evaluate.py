@@ -23,10 +23,7 @@ def evaluate(
     corpus: str,
     out: str,
     model: str | None = None,
-    tokenizer: str | None = None,
-    backbone: str | None = None,
-    flow: str | None = None,
-    waveform: str | None = None,
+    organs: dict[str, str] | None = None,
     name: str = "model",
     split: str = "test",
     rows: int = 480,
@@ -38,8 +35,8 @@ def evaluate(
     Args:
         corpus: folder of the corpus.
         out: folder of answers.jsonl, the sounds and results.json, written as a whole.
-        model: a whole model folder; or its four organs one by one:
-        tokenizer, backbone, flow, waveform: folders of the organs.
+        model: a whole model folder; or
+        organs: folders of its ``tokenizer``, ``backbone``, ``flow`` and ``waveform``.
         name: of the model, in the rows.
         split: of the corpus.
         rows: the first so many questions.
@@ -47,8 +44,7 @@ def evaluate(
         yardsticks: also measure what the organs around the backbone allow at best.
     """
     source = Corpus(corpus)
-    organs = {"tokenizer": tokenizer, "backbone": backbone, "flow": flow, "waveform": waveform}
-    pipeline = _load(model, organs)
+    pipeline = load_model(model, organs or {})
     part, parts = _shard(shard)
     recogniser = Recogniser(source.domain["answers"], EXTRA_PRONUNCIATIONS)
     asked = source.rows(split)[:rows][part::parts]
@@ -80,13 +76,15 @@ def plain_clips(corpus: Corpus) -> dict[str, Prosody]:
     }
 
 
-def _load(model: str | None, organs: dict[str, str | None]) -> Pipeline:
+def load_model(model: str | None, organs: dict[str, str]) -> Pipeline:
+    """A whole model folder, or four organs."""
     if model is not None:
         return Pipeline.load(model)
-    missing = [name for name, folder in organs.items() if folder is None]
+    needed = ("tokenizer", "backbone", "flow", "waveform")
+    missing = [f"organs.{name}" for name in needed if not organs.get(name)]
     if missing:
         raise UsageError(f"give model=FOLDER, or all four organs; missing: {', '.join(missing)}")
-    return Pipeline.from_folders(**organs)  # type: ignore[arg-type]
+    return Pipeline.from_folders(**{name: organs[name] for name in needed})
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -80,7 +80,7 @@ _TABLE = (
     Verb(
         "bundle",
         "put tokenizers, backbone and vocoder that belong together into one model folder",
-        "aqaa bundle backbone=runs/merge/model out=runs/model",
+        "aqaa bundle out=runs/model organs.backbone=runs/merge/model",
         positional="out",
     ),
     Verb(

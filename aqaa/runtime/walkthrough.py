@@ -124,17 +124,17 @@ class _Chain:
     def add_answers(self, test: int, compared: int) -> None:
         """Yardsticks and answers; those of the parts come first, where a worker waits."""
         voice = ("vocoder_flow", "vocoder_waveform", "tokens", "corpus")
-        organs = [f"corpus={self._folder}/corpus", f"tokenizer={self._folder}/tokens/tokenizer",
-                  f"flow={self._folder}/vocoder_flow/model",
-                  f"waveform={self._folder}/vocoder_waveform/model"]
-        self.add("model", ["bundle", f"out={self._folder}/model", f"backbone={self._folder}/merge/model",
+        organs = [f"corpus={self._folder}/corpus", f"organs.tokenizer={self._folder}/tokens/tokenizer",
+                  f"organs.flow={self._folder}/vocoder_flow/model",
+                  f"organs.waveform={self._folder}/vocoder_waveform/model"]
+        self.add("model", ["bundle", f"out={self._folder}/model", f"organs.backbone={self._folder}/merge/model",
                            *organs[1:], "unseeded"], ("merge", *voice))
         jobs = [(part, 0, 1, compared) for part in PARTS]
         jobs += [("merge", shard, MERGE_SHARDS, test) for shard in range(MERGE_SHARDS)]
         for model, shard, shards, rows in jobs:
             name = f"answers_{model}_{shard}"
             words = ["evaluate", f"out={self._folder}/{name}", *organs, f"name={model}", f"rows={rows}",
-                     f"backbone={self._folder}/{model}/model", f"shard={shard}/{shards}",
+                     f"organs.backbone={self._folder}/{model}/model", f"shard={shard}/{shards}",
                      f"yardsticks={'true' if model == 'sft_1' else 'false'}", "unseeded"]
             self.add(name, words, (model, *voice))
 

@@ -1,0 +1,188 @@
+"""Tiny organs from a seed, and the golden files made of them.
+
+`python -m tests.golden.make` writes the files anew. Do that only when an organ is meant to compute
+something else than before: the files are what a change is held against.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from aqaa.backbone.initial import write_initial
+from aqaa.backbone.loading import Backbone, Ids, load_backbone
+from aqaa.backbone.step1 import Step1Config, Step1ForCausalLM
+from aqaa.storage import load_tensors, save_tensors
+from aqaa.stream import StreamLayout
+from aqaa.text import TextTokenizer
+from aqaa.tokenizer.dual import DualTokenizer
+from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer
+from aqaa.vocabulary import Vocabulary
+from aqaa.vocoder.flow import FlowVocoder
+from aqaa.vocoder.vocoder import Vocoder
+from aqaa.vocoder.waveform import WaveformHead
+
+FOLDER = Path(__file__).parent
+WORDS = [f"w{i:02}" for i in range(46)]
+FRAMES_PER_CODE = {"linguistic": 6, "semantic": 4}
+ORGANS = ("linguistic", "semantic", "step1", "flow", "waveform")
+
+
+def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every parameter random values, those that start at zero or one too."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, parameter in sorted(module.named_parameters()):
+            scale = 0.3 if parameter.dim() == 1 else (parameter[0].numel() + 1) ** -0.5
+            start = parameter if parameter.dim() == 1 else torch.zeros_like(parameter)
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(start * 0.5 + scale * noise)
+    return module.eval()
+
+
+def speech_tokenizer(book: str, *, codes: int, seed: int = 0) -> SpeechTokenizer:
+    """A tokenizer with a started codebook."""
+    tokenizer = SpeechTokenizer(
+        book=book,
+        phones=["a", "b", "c"],
+        codes=codes,
+        frames_per_code=FRAMES_PER_CODE[book],
+        ctc_steps=2,
+        width=8,
+        blocks=1,
+        code_width=4,
+    )
+    randomise(tokenizer, seed)
+    generator = torch.Generator().manual_seed(seed)
+    vectors = 0.6 * torch.randn(codes, 4, generator=generator)
+    tokenizer.codebook.start(vectors, rounds=1, generator=generator)
+    return tokenizer
+
+
+def dual(seed: int = 0) -> DualTokenizer:
+    """Both tokenizers at the real sizes of their books."""
+    return DualTokenizer(
+        speech_tokenizer("linguistic", codes=1024, seed=seed),
+        speech_tokenizer("semantic", codes=4096, seed=seed + 1),
+    )
+
+
+def step1(*, tied: bool = False, layers: int = 2, heads: int = 6, seed: int = 0) -> Step1ForCausalLM:
+    """A decoder of 40 rows."""
+    config = Step1Config(
+        vocab_size=40,
+        hidden_size=4 * heads,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_attention_groups=2,
+        tie_word_embeddings=tied,
+    )
+    model = Step1ForCausalLM(config)
+    model.tie_weights()
+    randomise(model, seed)
+    return model
+
+
+def flow(seed: int = 0) -> FlowVocoder:
+    """A flow vocoder."""
+    vocoder = FlowVocoder(width=8, code_width=2, time_width=8)
+    randomise(vocoder, seed)
+    return vocoder
+
+
+def waveform(seed: int = 0) -> WaveformHead:
+    """A waveform head."""
+    head = WaveformHead(channels=8, inner=16, blocks=2)
+    randomise(head, seed)
+    return head
+
+
+def ids(tokenizer_hash: str = "", layout: StreamLayout | None = None) -> Ids:
+    """Ids over a vocabulary of 46 words."""
+    text = TextTokenizer.train_words(WORDS)
+    return Ids(text, Vocabulary(text.size), layout or StreamLayout(), tokenizer_hash)
+
+
+def backbone(
+    folder: Path, *, tokenizer_hash: str = "", layout: StreamLayout | None = None, tied: bool = True
+) -> Backbone:
+    """A decoder with real ids, written to ``folder`` and loaded from there."""
+    meaning = ids(tokenizer_hash, layout)
+    config = Step1Config(
+        vocab_size=meaning.vocabulary.rows,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_attention_groups=2,
+        tie_word_embeddings=tied,
+    )
+    write_initial(folder, config=config, ids=meaning, seed=3)
+    return load_backbone(folder)
+
+
+def vocoder() -> Vocoder:
+    """A voice."""
+    return Vocoder(flow(), waveform())
+
+
+def build(organ: str) -> nn.Module:
+    """The organ of a golden file."""
+    if organ in FRAMES_PER_CODE:
+        return speech_tokenizer(organ, codes=32)
+    return {"step1": step1, "flow": flow, "waveform": waveform}[organ]()
+
+
+@torch.no_grad()
+def run(organ: str, module: nn.Module) -> dict[str, Tensor]:
+    """Outputs of an organ for inputs that need no generator of random numbers."""
+    if organ == "step1":
+        assert isinstance(module, Step1ForCausalLM)
+        return {"logits": module(torch.arange(18).reshape(2, 9) * 7 % 40).logits}
+    if organ == "flow":
+        assert isinstance(module, FlowVocoder)
+        codes = torch.arange(12)[None]
+        linguistic, semantic = codes[:, :8] * 101 % 1024, codes * 331 % 4096
+        noise = wave(160 * 24).reshape(1, 160, 24)
+        guided = module.sample(linguistic, semantic, steps=3, guidance=0.7, noise=noise)
+        return {"sample": guided, "regress": module.regress(linguistic, semantic)}
+    mel = 3 * wave(80 * 36).reshape(1, 80, 36) - 3
+    if organ == "waveform":
+        return {"samples": module(mel)}
+    assert isinstance(module, SpeechTokenizer)
+    mask = torch.ones(1, 36)
+    out = module(mel, mask)
+    found = {"codes": module.encode(mel, mask), "log_probs": out.log_probs, "z": out.z}
+    return found if out.mel is None else {**found, "mel": out.mel}
+
+
+def wave(count: int) -> Tensor:
+    """Numbers in -1..1 without a pattern an organ could notice."""
+    return torch.sin(torch.arange(count, dtype=torch.float64).pow(1.5)).float()
+
+
+def main() -> None:
+    """Write every golden file."""
+    for organ in ORGANS:
+        module = build(organ)
+        # Halves keep the files small; the outputs are those of the halves.
+        state = {k: v.half() if v.is_floating_point() else v for k, v in module.state_dict().items()}
+        module.load_state_dict(state)
+        outputs = {f"out.{k}": v for k, v in run(organ, module).items()}
+        tensors = {**{f"state.{k}": v for k, v in state.items()}, **outputs}
+        save_tensors(FOLDER / f"{organ}.safetensors", tensors)
+        size = (FOLDER / f"{organ}.safetensors").stat().st_size
+        print(json.dumps({"organ": organ, "bytes": size}))
+
+
+def golden(organ: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(state, outputs) of a golden file."""
+    tensors = load_tensors(FOLDER / f"{organ}.safetensors")
+    state = {k[6:]: v for k, v in tensors.items() if k.startswith("state.")}
+    return state, {k[4:]: v for k, v in tensors.items() if k.startswith("out.")}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+"""x"""
+from tests.conftest import Chain
+def test_x(chain): print(chain.folder)

@@ -119,12 +119,12 @@ class _PairMaker:
         return {
             "id": f"pair-{row['id']}",
             "kind": "preference",
-            "tokenizer_hash": ids.tokenizer_hash,
             "prompt": [message("user", "", [question])],
             "chosen": [chosen],
             "rejected": [self._speak(prompt, wrong[0])],
             "margin": 1.0,
             "reason": f"expected {expected!r}, {len(right)} of {len(answers)} samples were right",
+            "meta": {"tokenizer_hash": ids.tokenizer_hash},
         }
 
     def _write(self, prompt: list[int]) -> list[int]:

@@ -58,7 +58,8 @@ class PreferenceBatches:
 
     def bind(self, ids: Ids) -> None:
         """Use the ids of the backbone that is trained."""
-        wrong = {row["tokenizer_hash"] for row in self.rows} - {ids.tokenizer_hash}
+        made_with = {row.get("meta", {}).get("tokenizer_hash") for row in self.rows}
+        wrong = made_with - {ids.tokenizer_hash}
         if wrong:
             raise UsageError(
                 f"the pairs were made with tokenizers {wrong.pop()}, the backbone with "

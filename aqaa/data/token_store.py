@@ -92,7 +92,9 @@ def tokenize(
         mels = source.mels([clips[i][1] for i in places])
         whole = question_books == "both" or any(clips[i][0].startswith("answers/") for i in places)
         found = dual.encode_mels(mels, books=_BOOKS if whole else ("linguistic",))
-        pairs |= dict(zip(places, found, strict=True))
+        for i, pair in zip(places, found, strict=True):
+            bare = question_books == "linguistic" and not clips[i][0].startswith("answers/")
+            pairs[i] = CodePair(pair.linguistic, []) if bare else pair
     with atomic_folder(out) as folder:
         dual.save(folder / "tokenizer")
         _write(folder, [key for key, _ in clips], [pairs[i] for i in range(len(clips))])

@@ -111,15 +111,18 @@ def _hash_of_configuration() -> str:
 
 
 def _begin() -> None:
-    """In a worker: Ctrl-C reaches us from the terminal too; a step at rest just ends."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    """In a worker: Ctrl-C reaches it from the terminal too, and a worker at rest has nothing to save."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _command(words: tuple[str, ...]) -> int:
+    """Run one command line of ours in a worker."""
     from aqaa.cli import main
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return main(words)
     finally:
+        _begin()
         sys.stdout.flush()
         sys.stderr.flush()

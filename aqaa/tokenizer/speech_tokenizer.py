@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from aqaa.errors import UsageError
 from aqaa.layers import ConvAttention
 from aqaa.signals import MEL_BINS
 from aqaa.storage import load_organ, save_organ
@@ -75,7 +76,7 @@ class SpeechTokenizer(nn.Module):
             "code_width": code_width,
         }
         if book not in ("linguistic", "semantic"):
-            raise ValueError(f"book {book!r} is neither linguistic nor semantic")
+            raise UsageError(f"book {book!r} is neither linguistic nor semantic")
         self.book = book
         self.phones = list(phones)
         self.ctc_steps = ctc_steps
@@ -124,7 +125,7 @@ class SpeechTokenizer(nn.Module):
     def encode(self, mel: Tensor, mask: Tensor) -> Tensor:
         """Codes (B, N) of a log-mel (B, 80, F)."""
         if not self.codebook.active:
-            raise ValueError(f"the {self.book} codebook was never started from data")
+            raise UsageError(f"the {self.book} codebook was never started from data")
         z, _ = self.encoder(self.normalise(mel, mask), mask)
         return self.codebook.search(z)
 

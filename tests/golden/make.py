@@ -55,8 +55,12 @@ def speech_tokenizer(book: str, *, codes: int, seed: int = 0) -> SpeechTokenizer
     )
     randomise(tokenizer, seed)
     generator = torch.Generator().manual_seed(seed)
-    vectors = 0.6 * torch.randn(codes, 4, generator=generator)
-    tokenizer.codebook.start(vectors, rounds=1, generator=generator)
+    # Codes where the encoder's vectors are, so that all of them are in use.
+    frames = 32 * tokenizer.frames_per_code
+    mel = 6 * torch.randn(codes // 32, 80, frames, generator=generator) - 3
+    with torch.no_grad():
+        z = tokenizer(mel, torch.ones(len(mel), frames)).z
+    tokenizer.codebook.start(z.flatten(0, 1), rounds=1, generator=generator)
     return tokenizer
 
 

@@ -1,0 +1,180 @@
+"""Sequences of the training tasks: what is a target, what carries loss, what is noisy."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from aqaa.backbone.loading import Ids
+from aqaa.data.corpus import Corpus, answer_text, question_part
+from aqaa.data.dialogues import TASKS, DialogueBatches, Materials, TokenBatch, nearest_codes
+from aqaa.data.token_store import TokenStore
+from aqaa.errors import UsageError
+from aqaa.stream import Slot
+from tests.conftest import Chain
+
+# Which kinds of id a task is trained on.
+LOSS = {
+    "continuation": {Slot.LINGUISTIC, Slot.SEMANTIC, Slot.AFTER},
+    "asr": {Slot.TEXT},
+    "tts": {Slot.LINGUISTIC, Slot.SEMANTIC, Slot.AFTER},
+    "interleaved": {Slot.TEXT, Slot.LINGUISTIC, Slot.SEMANTIC, Slot.AFTER},
+    "tqta": {Slot.TEXT},
+    "aqta": {Slot.TEXT},
+    "aqtaa": {Slot.TEXT, Slot.LINGUISTIC, Slot.SEMANTIC, Slot.AFTER},
+    "aqaa": {Slot.LINGUISTIC, Slot.SEMANTIC, Slot.AFTER},
+}
+SPOKEN_QUESTION = {"asr", "aqta", "aqtaa", "aqaa"}
+
+
+def source(chain: Chain, task: str, noise: float = 0.0, *, batch: int = 8) -> DialogueBatches:
+    made = DialogueBatches(
+        corpus=str(chain / "corpus"),
+        tokens=str(chain / "tokens"),
+        tasks={task: {"share": 1.0, "batch": batch}},
+        steps=4,
+        code_noise=noise,
+        validation_rows=5,
+    )
+    made.bind(Ids.load(chain / "init"))
+    return made
+
+
+def test_every_task_is_listed_here() -> None:
+    assert set(LOSS) == set(TASKS)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_targets_are_the_inputs_shifted_and_loss_lies_on_the_answer(
+    chain: Chain, task: str
+) -> None:
+    ids = Ids.load(chain / "init")
+    batch = source(chain, task).batch(0)
+    v = ids.vocabulary
+    assert batch.task == task and len(batch.input_ids) == 8
+    seen: set[int] = set()
+    for inputs, targets, slots in zip(*batch[1:], strict=True):
+        length = int((inputs != v.pad).sum())
+        assert (inputs[:length] != v.pad).all() and (inputs[length:] == v.pad).all()
+        assert torch.equal(inputs[1:length], targets[: length - 1])
+        assert targets[length - 1] == v.eot and (targets[length:] == v.pad).all()
+        assert (slots[length:] == Slot.NONE).all()
+        # The assistant's turn is the last one: loss on all of it but what is forced.
+        start = int((inputs == v.bot).nonzero()[-1])
+        header = len(ids.text.encode("assistant\n"))
+        assert (slots[: start + header] == Slot.NONE).all()
+        assert (slots[start + header : length] != Slot.NONE).all()
+        assert slots[length - 1] in (Slot.TEXT, Slot.AFTER)  # <|EOT|> is always learnt
+        seen |= set(slots.tolist())
+    assert seen - {Slot.NONE, Slot.FORCED} == LOSS[task]
+    assert bool((batch.slots == Slot.FORCED).any()) == (Slot.SEMANTIC in LOSS[task])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_target_is_among_the_ids_of_its_slot(chain: Chain, task: str) -> None:
+    ids = Ids.load(chain / "init")
+    batch = source(chain, task).batch(1)
+    for slot in (Slot.TEXT, Slot.LINGUISTIC, Slot.SEMANTIC, Slot.AFTER):
+        found = set(batch.targets[batch.slots == slot].tolist())
+        assert found <= set(ids.layout.slot_ids(slot, ids.vocabulary))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_noise_touches_question_codes_alone_and_its_share_of_them(chain: Chain, task: str) -> None:
+    share = 0.3
+    clean, noisy = source(chain, task), source(chain, task, share)
+    v = Ids.load(chain / "init").vocabulary
+    heard = changed = 0
+    for step in range(4):
+        a, b = clean.batch(step), noisy.batch(step)
+        assert torch.equal(a.slots, b.slots)
+        supervised = a.slots != Slot.NONE
+        assert torch.equal(a.targets[supervised], b.targets[supervised])
+        linguistic = (a.targets >= v.linguistic_start) & (a.targets < v.semantic_start)
+        question = linguistic & ~supervised
+        touched = a.targets != b.targets
+        assert not (touched & ~question).any()
+        wrong = b.targets[touched]
+        assert ((wrong >= v.linguistic_start) & (wrong < v.semantic_start)).all()
+        heard, changed = heard + int(question.sum()), changed + int(touched.sum())
+    assert (heard > 0) == (task in SPOKEN_QUESTION)
+    if heard:
+        assert share * 0.8 < changed / heard < share * 1.2
+
+
+def test_noise_prefers_near_codes(chain: Chain) -> None:
+    near = nearest_codes(TokenStore(chain / "tokens"))
+    assert near.shape == (1024, 8) and not (near == np.arange(1024)[:, None]).any()
+    start = Ids.load(chain / "init").vocabulary.linguistic_start
+    clean, noisy = source(chain, "asr"), source(chain, "asr", 0.5)
+    total = close = 0
+    for step in range(4):
+        a, b = clean.batch(step).input_ids, noisy.batch(step).input_ids
+        for was, now in zip(a[a != b] - start, b[a != b] - start, strict=True):
+            total, close = total + 1, close + int(int(now) in near[int(was)])
+    assert 0.6 < close / total < 0.85
+
+
+def test_the_periodic_check_has_unseen_questions_without_noise(chain: Chain) -> None:
+    ids = Ids.load(chain / "init")
+    made = source(chain, "aqtaa", 0.9)
+    store, corpus = TokenStore(chain / "tokens"), Corpus(chain / "corpus")
+    rows = Materials(corpus, store, "validation")
+    expected = {
+        tuple(ids.layout.encode(TASKS["aqtaa"](rows[i]), ids.text, ids.vocabulary).ids[:-1])
+        for i in range(5)
+    }
+    (batch,) = made.validation()
+    found = {tuple(row[row != ids.vocabulary.pad].tolist()) for row in batch.input_ids}
+    assert found == expected
+
+
+def test_turns_say_what_the_rows_say(chain: Chain) -> None:
+    store, corpus = TokenStore(chain / "tokens"), Corpus(chain / "corpus")
+    rows = corpus.rows("train")
+    styled = next(i for i, row in enumerate(rows) if row["meta"]["style"] == "high")
+    material = Materials(corpus, store, "train")[styled]
+    read, speak = TASKS["interleaved"](material), TASKS["tts"](material)
+    assert read[0].text == "read in a high voice"
+    assert speak[1].text == f"{answer_text(rows[styled])} in a high voice"
+    assert TASKS["asr"](material)[-1].text == question_part(rows[styled])["text"]
+    answer = TASKS["aqtaa"](material)[-1]
+    assert answer.text == answer_text(rows[styled]) and answer.loss
+    assert answer.speech == [store[f"answers/{rows[styled]['meta']['answer_id']}"]]
+    assert not TASKS["aqtaa"](material)[0].loss
+
+
+def test_shares_decide_how_often_a_task_comes(chain: Chain) -> None:
+    made = DialogueBatches(
+        corpus=str(chain / "corpus"),
+        tokens=str(chain / "tokens"),
+        tasks={"asr": {"share": 3, "batch": 2}, "tts": {"share": 1, "batch": 5}},
+        steps=80,
+    )
+    made.bind(Ids.load(chain / "init"))
+    batches: list[TokenBatch] = [made.batch(step) for step in range(80)]
+    assert 48 < sum(b.task == "asr" for b in batches) < 72
+    assert {(b.task, len(b.input_ids)) for b in batches} == {("asr", 2), ("tts", 5)}
+
+
+def test_codes_of_other_tokenizers_are_refused(chain: Chain) -> None:
+    from dataclasses import replace
+
+    made = source(chain, "asr")
+    with pytest.raises(UsageError, match="codes of two tokenizers are not interchangeable"):
+        made.bind(replace(Ids.load(chain / "init"), tokenizer_hash="other"))
+
+
+def test_mixtures_that_make_no_sense(chain: Chain, tmp_path: Path) -> None:
+    folders = {"corpus": str(chain / "corpus"), "tokens": str(chain / "tokens")}
+    with pytest.raises(UsageError, match=r"unknown tasks \['asd'\]; known: continuation, asr"):
+        DialogueBatches(**folders, tasks={"asd": {"share": 1}}, steps=1)
+    with pytest.raises(UsageError, match="must not be negative and not all zero"):
+        DialogueBatches(**folders, tasks={}, steps=1)
+    with pytest.raises(UsageError, match="60 rows do not make batches of 61"):
+        source(chain, "asr", batch=61)
+    with pytest.raises(UsageError, match="is not a corpus"):
+        DialogueBatches(corpus=str(tmp_path), tokens=folders["tokens"], tasks={}, steps=1)
+    with pytest.raises(UsageError, match="is not a token store"):
+        DialogueBatches(corpus=folders["corpus"], tokens=str(tmp_path), tasks={}, steps=1)

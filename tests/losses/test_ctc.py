@@ -1,0 +1,61 @@
+"""CTC against the sum over every path, and the best path."""
+
+from itertools import groupby, product
+from math import exp, log
+
+import pytest
+import torch
+
+from aqaa.losses.ctc import ctc, greedy_labels
+
+
+def collapse(path: tuple[int, ...]) -> list[int]:
+    return [label for label, _ in groupby(path) if label]
+
+
+def brute_force(log_probs: torch.Tensor, target: list[int]) -> float:
+    """-log of the probability of all paths that read as ``target``."""
+    steps, labels = log_probs.shape
+    total = 0.0
+    for path in product(range(labels), repeat=steps):
+        if collapse(path) == target:
+            total += exp(sum(float(log_probs[s, p]) for s, p in enumerate(path)))
+    return -log(total)
+
+
+@pytest.mark.parametrize("target", [[], [1], [2, 1], [1, 1], [1, 2, 1]])
+def test_ctc_sums_over_every_path(target: list[int]) -> None:
+    log_probs = torch.randn(1, 5, 3).log_softmax(-1)
+    found = ctc(log_probs, torch.tensor([5.0]), [target])
+    expected = brute_force(log_probs[0], target) / max(1, len(target))
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_batch_is_summed_and_divided_by_its_labels() -> None:
+    log_probs = torch.randn(3, 5, 3).log_softmax(-1)
+    steps, targets = torch.tensor([5, 3, 4]), [[1, 2], [2], [1, 2, 1]]
+    total = sum(
+        brute_force(log_probs[b, : int(steps[b])], target) for b, target in enumerate(targets)
+    )
+    assert float(ctc(log_probs, steps, targets)) == pytest.approx(total / 6, rel=1e-5)
+
+
+def test_a_clip_too_short_for_its_labels_counts_nothing() -> None:
+    log_probs = torch.randn(2, 4, 3, requires_grad=True)
+    loss = ctc(log_probs.log_softmax(-1), torch.tensor([4, 2]), [[1], [1, 1]])
+    expected = brute_force(log_probs.detach().log_softmax(-1)[0], [1]) / 3
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert log_probs.grad is not None
+    assert log_probs.grad.isfinite().all()
+    assert (log_probs.grad[1] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("path", "labels"),
+    [([], []), ([0, 0], []), ([1, 1, 2], [1, 2]), ([1, 0, 1], [1, 1]), ([0, 2, 2, 0, 2], [2, 2])],
+)
+def test_the_best_path_is_collapsed(path: list[int], labels: list[int]) -> None:
+    padded = torch.tensor([*path, 1, 2])
+    log_probs = torch.nn.functional.one_hot(padded, 3).float()
+    assert greedy_labels(log_probs, len(path)) == labels == collapse(tuple(path))

@@ -1,0 +1,118 @@
+"""The codebook against a plain loop: search, moving averages, k-means, usage."""
+
+from math import exp, log
+
+import pytest
+import torch
+from torch import Tensor
+
+from aqaa.tokenizer import codebook as module
+from aqaa.tokenizer.codebook import Codebook, usage
+
+
+def started(codes: int = 7, width: int = 3, **settings: float) -> Codebook:
+    book = Codebook(codes=codes, width=width, **settings)
+    generator = torch.Generator().manual_seed(1)
+    book.start(torch.randn(50, width, generator=generator), rounds=2, generator=generator)
+    return book
+
+
+def nearest(z: Tensor, vectors: Tensor) -> int:
+    distances = [float((z - v).pow(2).sum()) for v in vectors]
+    return distances.index(min(distances))
+
+
+def test_search_finds_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    book, z = started(), torch.randn(4, 9, 3)
+    expected = [[nearest(v, book.vectors) for v in row] for row in z]
+    assert book.search(z).tolist() == expected
+    monkeypatch.setattr(module, "_SEARCH_ROWS", 5)
+    assert book.search(z).tolist() == expected
+
+
+def test_moving_averages_against_a_loop() -> None:
+    book = started(decay=0.9)
+    counts, sums = book.counts.double(), book.sums.double()
+    book.train()
+    for step in range(4):
+        z, mask = torch.randn(2, 6, 3), torch.ones(2, 6)
+        mask[0, 4:] = 0
+        before = book.vectors.clone()
+        out = book(z, mask)
+        seen, added = [0] * 7, torch.zeros(7, 3, dtype=torch.float64)
+        for b in range(2):
+            for n in range(6):
+                code = nearest(z[b, n], before)
+                assert int(out.codes[b, n]) == code, step
+                assert torch.allclose(out.vectors[b, n], before[code], atol=1e-6)
+                if mask[b, n]:
+                    seen[code] += 1
+                    added[code] += z[b, n]
+        for k in range(7):
+            counts[k] = 0.9 * counts[k] + 0.1 * seen[k]
+            sums[k] = 0.9 * sums[k] + 0.1 * added[k]
+        torch.testing.assert_close(book.counts.double(), counts, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            book.vectors.double(), sums / counts[:, None], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_evaluation_moves_nothing() -> None:
+    book = started().eval()
+    before = {k: v.clone() for k, v in book.state_dict().items()}
+    book(torch.randn(2, 6, 3), torch.ones(2, 6))
+    assert all(torch.equal(v, before[k]) for k, v in book.state_dict().items())
+
+
+def test_the_gradient_goes_straight_through() -> None:
+    book, z = started().train(), torch.randn(2, 6, 3, requires_grad=True)
+    weight = torch.randn(2, 6, 3)
+    (book(z, torch.ones(2, 6)).vectors * weight).sum().backward()
+    assert z.grad is not None
+    assert torch.equal(z.grad, weight)
+
+
+def test_k_means_against_a_loop() -> None:
+    z = torch.randn(40, 2)
+    book = Codebook(codes=5, width=2)
+    assert not book.active
+    book.start(z, rounds=3, generator=torch.Generator().manual_seed(8))
+    vectors = z[torch.randperm(40, generator=torch.Generator().manual_seed(8))[:5]].clone()
+    for _ in range(3):
+        groups: list[list[Tensor]] = [[] for _ in range(5)]
+        for v in z:
+            groups[nearest(v, vectors)].append(v)
+        vectors = torch.stack(
+            [torch.stack(g).mean(0) if g else old for g, old in zip(groups, vectors, strict=True)]
+        )
+    torch.testing.assert_close(book.vectors, vectors, rtol=1e-4, atol=1e-5)
+    assert book.counts.tolist() == pytest.approx([max(0.01, len(g)) / 10 for g in groups])
+    torch.testing.assert_close(book.sums / book.counts[:, None], book.vectors)
+    assert book.active
+
+
+def test_more_codes_than_vectors_still_start() -> None:
+    book = Codebook(codes=30, width=2)
+    book.start(torch.randn(6, 2), rounds=2, generator=torch.Generator().manual_seed(0))
+    assert book.vectors.isfinite().all()
+    assert book.active
+    assert len(book.vectors.unique(dim=0)) > 15
+
+
+def test_the_same_seed_starts_the_same_book() -> None:
+    assert torch.equal(started().vectors, started().vectors)
+
+
+@pytest.mark.parametrize(
+    ("counts", "used", "perplexity"),
+    [
+        ([5, 5, 5, 5], 4, 4.0),
+        ([9, 0, 0, 0], 1, 1.0),
+        ([0, 0, 0, 0], 0, 0.0),
+        ([1, 1, 2, 0], 3, exp(0.5 * log(4) + 0.5 * log(2))),
+    ],
+)
+def test_usage_of_known_histograms(counts: list[int], used: int, perplexity: float) -> None:
+    found = usage(torch.tensor(counts))
+    assert (found.used, found.total) == (used, 4)
+    assert found.perplexity == pytest.approx(perplexity)

@@ -10,7 +10,9 @@ from aqaa.storage import read_json
 DEMO = Path(__file__).parent / "assets" / "demo"
 
 
-def answer(*, question: str, out: str = "answer.wav", model: str | None = None, seed: int = 0) -> None:
+def answer(
+    *, question: str, out: str = "answer.wav", model: str | None = None, seed: int = 0
+) -> None:
     """Answer a spoken question: the text on the terminal, the speech in a file.
 
     Args:

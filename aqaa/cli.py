@@ -9,11 +9,11 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 from aqaa.errors import UsageError
 from aqaa.runtime import usage
 from aqaa.runtime.catalogue import nearest
+from aqaa.runtime.command import error_of_use, perform
 from aqaa.runtime.verbs import VERBS, Verb, family, find_verb
 
 _HELP = ("--help", "-h")
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        cause = _error_of_use(error)
+        cause = error_of_use(error)
         if cause is None:
             raise
         if _debugging():
@@ -62,7 +62,8 @@ def _dispatch(words: list[str]) -> int:
     if not verb.configured:
         return _unconfigured(verb, rest)
     show, overrides = _overrides(verb, rest)
-    return _configured(verb, overrides, show)
+    perform(verb, overrides, show=show)
+    return 0
 
 
 def _unconfigured(verb: Verb, rest: list[str]) -> int:
@@ -71,30 +72,6 @@ def _unconfigured(verb: Verb, rest: list[str]) -> int:
     from aqaa.runtime import doctor
 
     return doctor.env() if verb.name == "env" else doctor.doctor()
-
-
-def _configured(verb: Verb, overrides: list[str], show: bool) -> int:
-    from aqaa.runtime.compose import bind_targets, check_targets, compose
-
-    cfg = compose(verb.name, overrides, allow_missing=show)
-    check_targets(cfg)
-    if show:
-        from omegaconf import OmegaConf
-
-        print(OmegaConf.to_yaml(cfg), end="")
-        return 0
-    if "_target_" not in cfg:
-        from aqaa.runtime.run import train
-
-        train(verb.name, cfg)
-        return 0
-    bind_targets(cfg)
-    from hydra.utils import instantiate
-
-    result = instantiate(cfg, _convert_="all")  # plain values: no cfg below runtime
-    if isinstance(result, Path):
-        print(result)
-    return 0
 
 
 def _overrides(verb: Verb, rest: list[str]) -> tuple[bool, list[str]]:
@@ -134,16 +111,6 @@ def _quoted(value: str) -> str:
     trailing = len(value) - len(value.rstrip("\\"))
     escaped = value.replace("\\'", "\\\\'").replace("'", "\\'") + "\\" * trailing
     return f"'{escaped}'"
-
-
-def _error_of_use(error: BaseException) -> UsageError | None:
-    """The error of use behind an exception; Hydra wraps what a target raises."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, UsageError):
-            return seen
-        seen = seen.__cause__
-    return None
 
 
 def _debugging() -> bool:

@@ -23,7 +23,7 @@ FLOORS = (
     {"audio"},
     {"tokenizer", "backbone", "vocoder"},
     {"pipeline"},
-    {"data", "release"},
+    {"data", "release", "answer"},
     {"evaluation"},
     {"stages", "serving"},
     {"runtime"},

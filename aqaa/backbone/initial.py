@@ -113,7 +113,10 @@ def initialise(
     """
     if text not in ("words", "bytes"):
         raise UsageError(f"text={text} is neither words nor bytes")
-    words = TextTokenizer.train_words(read_json(texts)["words"])
+    domain = read_json(texts)
+    if not isinstance(domain, dict) or not isinstance(domain.get("words"), list):
+        raise UsageError(f"{texts} holds no list of words: give the domain.json of a corpus")
+    words = TextTokenizer.train_words(domain["words"])
     encoder = words if text == "words" else TextTokenizer.train_bytes()
     vocabulary = Vocabulary(encoder.size, row_multiple=row_multiple)
     ids = Ids(encoder, vocabulary, StreamLayout(**layout), tokenizer_hash(codes))

@@ -13,13 +13,20 @@ from aqaa.vocoder.waveform import WaveformHead
 
 
 def listen(
-    *, source: str, flow: str, waveform: str, out: str, keys: Sequence[str] | None = None, count: int = 8
+    *,
+    source: str,
+    flow: str,
+    waveform: str,
+    out: str,
+    keys: Sequence[str] | None = None,
+    count: int = 8,
 ) -> Path:
     """Write one WAV a clip; what cannot be heard here cannot be learned from these codes.
 
     Args:
         source: a token store.
-        flow, waveform: folders of the vocoder's two networks.
+        flow: folder of the vocoder's first network.
+        waveform: folder of its second.
         out: folder of the WAVs, written as a whole.
         keys: clips of the store (None: the first ``count`` that have both books).
         count: how many.
@@ -28,7 +35,7 @@ def listen(
     vocoder = Vocoder(FlowVocoder.load(flow), WaveformHead.load(waveform))
     chosen = list(keys) if keys else [k for k in store.keys() if store[k].groups][:count]
     if not chosen:
-        raise UsageError(f"{source} holds no clip with both books: tokenize with question_books=both")
+        raise UsageError(f"{source} holds no clip with both books: question_books=both stores them")
     with atomic_folder(out) as folder:
         for key in chosen:
             sound = vocoder.speak(store[key])

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from aqaa.audio.file import read_audio
 from aqaa.data.corpus import Corpus
 from aqaa.data.domain import EXTRA_PRONUNCIATIONS
 from aqaa.data.manifest import write_manifest
@@ -13,7 +14,6 @@ from aqaa.evaluation.prosody import Prosody, prosody
 from aqaa.evaluation.recognise import Recogniser
 from aqaa.evaluation.yardsticks import yardsticks as measure_yardsticks
 from aqaa.pipeline import Pipeline
-from aqaa.audio.file import read_audio
 from aqaa.signals import QUESTION_RATE_HZ
 from aqaa.storage import atomic_folder, write_json
 

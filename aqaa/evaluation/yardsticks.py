@@ -1,4 +1,4 @@
-"""What the organs around the backbone allow at best: originals, resynthesis, the tokenizer's ceiling."""
+"""What the organs around the backbone allow: originals, resynthesis, the tokenizer's ceiling."""
 
 from typing import Any
 
@@ -27,8 +27,10 @@ def resynthesis(
 
 
 def tokenizer_ceiling(corpus: Corpus, tokenizer: SpeechTokenizer, *, rows: int) -> Figure:
-    """Share of unseen-voice questions whose phones, decoded from the quantised codes alone, lie
-    nearest to the right question: what the linguistic book leaves for any backbone to hear."""
+    """Share of unseen-voice questions whose decoded phones lie nearest to the right question.
+
+    The phones come from the quantised codes alone: what the book leaves for any backbone to hear.
+    """
     known: dict[str, list[str]] = {}
     for split in ("train", "validation", "test"):
         for row in corpus.rows(split):

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from aqaa.errors import UsageError
 from aqaa.runtime.catalogue import conf_dir
+from aqaa.runtime.command import error_of_use, perform
+from aqaa.runtime.verbs import find_verb
 from aqaa.storage import read_json, write_json
 
 
@@ -66,7 +68,7 @@ class Schedule:
         os.environ.update({"OMP_NUM_THREADS": "1", "AQAA_PROGRESS": "lines"})
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self._workers, mp_context=context, initializer=_begin) as pool:
-            running: dict[Future[int], tuple[Step, float]] = {}
+            running: dict[Future[None], tuple[Step, float]] = {}
             try:
                 while waiting or running:
                     for step in self._ready(waiting, done)[: self._workers - len(running)]:
@@ -85,12 +87,13 @@ class Schedule:
     def _ready(self, waiting: list[Step], done: set[str]) -> list[Step]:
         return [step for step in waiting if done.issuperset(step.needs)]
 
-    def _settle(self, step: Step, future: Future[int], seconds: float) -> None:
-        code = future.result()
-        if code == 130:
-            raise KeyboardInterrupt
-        if code != 0 or not step.makes.exists():
-            raise UsageError(f"the step {step.name} failed (aqaa {' '.join(step.words)})")
+    def _settle(self, step: Step, future: Future[None], seconds: float) -> None:
+        try:
+            future.result()
+        except UsageError as error:
+            raise UsageError(f"the step {step.name} failed: {error}") from None
+        if not step.makes.exists():
+            raise UsageError(f"the step {step.name} did not make {step.makes}")
         write_json(self._marks / f"{step.name}.json", self._keys[step.name])
         print(f"{step.name}: done in {int(seconds // 60)}:{int(seconds % 60):02d}", flush=True)
 
@@ -111,17 +114,18 @@ def _hash_of_configuration() -> str:
 
 
 def _begin() -> None:
-    """In a worker: Ctrl-C reaches it from the terminal too, and a worker at rest has nothing to save."""
+    """In a worker: Ctrl-C reaches it too, and a worker at rest has nothing to save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _command(words: tuple[str, ...]) -> int:
-    """Run one command line of ours in a worker."""
-    from aqaa.cli import main
-
+def _command(words: tuple[str, ...]) -> None:
+    """Run one command line of ours in a worker; errors of use travel back as they are."""
+    verb, overrides = find_verb(list(words))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return main(words)
+        perform(verb, overrides)
+    except Exception as error:
+        raise error_of_use(error) or error from None
     finally:
         _begin()
         sys.stdout.flush()

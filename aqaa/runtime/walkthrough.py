@@ -1,4 +1,4 @@
-"""The whole chain, tiny, by one command: corpus, tokenizers, backbone stages, voice, answers, report."""
+"""The whole chain, tiny, by one command: corpus, every stage, answers, judgement, report."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -55,8 +55,18 @@ def walkthrough(
     """
     folder = Path(out)
     chain = _Chain(folder, seed)
-    chain.add("corpus", ["data", "synthesize", f"out={folder}/corpus", f"questions={questions}",
-                         f"test={test}", f"workers={workers}", f"families={_list(families)}"])
+    chain.add(
+        "corpus",
+        [
+            "data",
+            "synthesize",
+            f"out={folder}/corpus",
+            f"questions={questions}",
+            f"test={test}",
+            f"workers={workers}",
+            f"families={_list(families)}",
+        ],
+    )
     for stage in ("tokenizer_linguistic", "tokenizer_semantic", "vocoder_waveform"):
         chain.train(stage, steps, extra, {"corpus": "corpus"})
     chain.add_language_model(steps, extra, prompts)
@@ -79,7 +89,9 @@ class _Chain:
         self._seed = seed
         self.steps: list[Step] = []
 
-    def add(self, name: str, words: list[str], needs: tuple[str, ...] = (), makes: str = "") -> None:
+    def add(
+        self, name: str, words: list[str], needs: tuple[str, ...] = (), makes: str = ""
+    ) -> None:
         """A plain command that makes ``folder/name``, or ``makes`` below the folder."""
         seeded = [*words, f"seed={self._seed}"] if words[-1] != "unseeded" else words[:-1]
         self.steps.append(Step(name, tuple(seeded), needs, self._folder / (makes or name)))
@@ -89,8 +101,18 @@ class _Chain:
     ) -> None:
         """A training stage under its walkthrough preset; ``parents`` are folders by key."""
         verb = stage.split("_")[0]
-        words = [verb, f"preset=walkthrough/{stage}", f"run.root={self._folder}", f"run.name={stage}"]
-        words += [f"run.seed={self._seed}", f"run.steps={steps[stage]}", "run.overwrite=true", *extra]
+        words = [
+            verb,
+            f"preset=walkthrough/{stage}",
+            f"run.root={self._folder}",
+            f"run.name={stage}",
+        ]
+        words += [
+            f"run.seed={self._seed}",
+            f"run.steps={steps[stage]}",
+            "run.overwrite=true",
+            *extra,
+        ]
         words += [f"parents.{key}={self._folder}/{path}" for key, path in parents.items()]
         if stage == "vocoder_waveform":
             words.append("parents.tokens=null")
@@ -100,42 +122,96 @@ class _Chain:
     def add_language_model(self, steps: dict[str, int], extra: list[str], prompts: int) -> None:
         """Tokens, the backbone's stages, the flow."""
         out = self._folder
-        tokenizers = [f"linguistic={out}/tokenizer_linguistic/model",
-                      f"semantic={out}/tokenizer_semantic/model"]
-        self.add("tokens", ["data", "tokenize", f"corpus={out}/corpus", f"out={out}/tokens", *tokenizers,
-                            "question_books=linguistic", "unseeded"],
-                 ("corpus", "tokenizer_linguistic", "tokenizer_semantic"))
-        self.add("init", ["init", f"out={out}/init", f"codes={out}/tokens/tokenizer",
-                          f"texts={out}/corpus/domain.json", "layout.question_books=linguistic"],
-                 ("tokens",))
+        tokenizers = [
+            f"linguistic={out}/tokenizer_linguistic/model",
+            f"semantic={out}/tokenizer_semantic/model",
+        ]
+        self.add(
+            "tokens",
+            [
+                "data",
+                "tokenize",
+                f"corpus={out}/corpus",
+                f"out={out}/tokens",
+                *tokenizers,
+                "question_books=linguistic",
+                "unseeded",
+            ],
+            ("corpus", "tokenizer_linguistic", "tokenizer_semantic"),
+        )
+        self.add(
+            "init",
+            [
+                "init",
+                f"out={out}/init",
+                f"codes={out}/tokens/tokenizer",
+                f"texts={out}/corpus/domain.json",
+                "layout.question_books=linguistic",
+            ],
+            ("tokens",),
+        )
         source = {"corpus": "corpus", "tokens": "tokens"}
         self.train("pretrain", steps, extra, {**source, "model": "init"})
         self.train("vocoder_flow", steps, extra, source)
         self.train("sft_1", steps, extra, {**source, "model": "pretrain/model"})
         self.train("sft_2", steps, extra, {**source, "model": "sft_1/model"})
-        self.add("pairs", ["data", "pairs", f"model={out}/sft_1/model", f"corpus={out}/corpus",
-                           f"tokens={out}/tokens", f"out={out}/pairs", f"prompts={prompts}"],
-                 ("tokens", "sft_1"))
+        self.add(
+            "pairs",
+            [
+                "data",
+                "pairs",
+                f"model={out}/sft_1/model",
+                f"corpus={out}/corpus",
+                f"tokens={out}/tokens",
+                f"out={out}/pairs",
+                f"prompts={prompts}",
+            ],
+            ("tokens", "sft_1"),
+        )
         self.train("dpo", steps, extra, {"pairs": "pairs", "model": "sft_1/model"})
         models = ",".join(f"{out}/{part}/model" for part in PARTS)
-        self.add("merge", ["merge", f"models=[{models}]", "weights=[5,5,1]", f"out={out}/merge",
-                           "unseeded"], PARTS, f"merge/{lineage.RECORD}")
+        self.add(
+            "merge",
+            ["merge", f"models=[{models}]", "weights=[5,5,1]", f"out={out}/merge", "unseeded"],
+            PARTS,
+            f"merge/{lineage.RECORD}",
+        )
 
     def add_answers(self, test: int, compared: int) -> None:
         """Yardsticks and answers; those of the parts come first, where a worker waits."""
         voice = ("vocoder_flow", "vocoder_waveform", "tokens", "corpus")
-        organs = [f"corpus={self._folder}/corpus", f"organs.tokenizer={self._folder}/tokens/tokenizer",
-                  f"organs.flow={self._folder}/vocoder_flow/model",
-                  f"organs.waveform={self._folder}/vocoder_waveform/model"]
-        self.add("model", ["bundle", f"out={self._folder}/model", f"organs.backbone={self._folder}/merge/model",
-                           *organs[1:], "unseeded"], ("merge", *voice))
+        organs = [
+            f"corpus={self._folder}/corpus",
+            f"organs.tokenizer={self._folder}/tokens/tokenizer",
+            f"organs.flow={self._folder}/vocoder_flow/model",
+            f"organs.waveform={self._folder}/vocoder_waveform/model",
+        ]
+        self.add(
+            "model",
+            [
+                "bundle",
+                f"out={self._folder}/model",
+                f"organs.backbone={self._folder}/merge/model",
+                *organs[1:],
+                "unseeded",
+            ],
+            ("merge", *voice),
+        )
         jobs = [(part, 0, 1, compared) for part in PARTS]
         jobs += [("merge", shard, MERGE_SHARDS, test) for shard in range(MERGE_SHARDS)]
         for model, shard, shards, rows in jobs:
             name = f"answers_{model}_{shard}"
-            words = ["evaluate", f"out={self._folder}/{name}", *organs, f"name={model}", f"rows={rows}",
-                     f"organs.backbone={self._folder}/{model}/model", f"shard={shard}/{shards}",
-                     f"yardsticks={'true' if model == 'sft_1' else 'false'}", "unseeded"]
+            words = [
+                "evaluate",
+                f"out={self._folder}/{name}",
+                *organs,
+                f"name={model}",
+                f"rows={rows}",
+                f"organs.backbone={self._folder}/{model}/model",
+                f"shard={shard}/{shards}",
+                f"yardsticks={'true' if model == 'sft_1' else 'false'}",
+                "unseeded",
+            ]
             self.add(name, words, (model, *voice))
 
 

@@ -5,7 +5,6 @@ Letters: B clips, F frames, N codes, P labels.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch

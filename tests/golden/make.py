@@ -33,11 +33,12 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
     """Give every parameter random values, those that start at zero or one too."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for _, parameter in sorted(module.named_parameters()):
-            scale = 0.3 if parameter.dim() == 1 else (parameter[0].numel() + 1) ** -0.5
-            start = parameter if parameter.dim() == 1 else torch.zeros_like(parameter)
+        for name, parameter in sorted(module.named_parameters()):
+            vector = parameter.dim() == 1
+            scale = 0.3 if vector else (parameter[0].numel() + 1) ** -0.5
+            gain = vector and not name.endswith("bias")
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(start * 0.5 + scale * noise)
+            parameter.copy_(0.5 * gain + scale * noise)
     return module.eval()
 
 

@@ -1,8 +1,8 @@
 """Every command on the documentation's pages works, one after another, in an empty folder.
 
-The pages are read in the order of recipes/README.md, then README.md. What a laptop can do is run, made
-tiny by overrides added here; what needs a cluster, a GPU or minutes is composed and its targets are
-checked. A command that is neither fails.
+The pages are read in the order of recipes/README.md, then README.md. What a laptop can do is run,
+made tiny by overrides added here; what needs a cluster, a GPU or minutes is composed and its
+targets are checked. A command that is neither fails.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ TINY: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Command:
-    """One line of a ```bash block, and the page it stands on."""
+    """One line of a ```bash block, or the last cell of a table's row, and its page."""
 
     page: str
     words: tuple[str, ...]
@@ -79,7 +80,10 @@ def _pages() -> list[Path]:
 
 
 def _commands(page: Path) -> Iterator[Command]:
-    for block in re.findall(r"^```bash\n(.*?)^```", page.read_text("utf-8"), re.M | re.S):
+    text = page.read_text("utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks += re.findall(r"^\|.*\| `((?:aqaa|python|sbatch|make) .*)` \|$", text, re.MULTILINE)
+    for block in blocks:
         for line in block.replace("\\\n", " ").splitlines():
             if words := shlex.split(line, comments=True):
                 yield Command(page.relative_to(ROOT).as_posix(), tuple(words))
@@ -146,7 +150,8 @@ class Reader:
         kind = f"{verb.name} {preset}"
         large = cfg.get("trainer", {}).get("accelerator", "cpu") != "cpu"
         large |= cfg.get("backbone", {}).get("hidden_size", 0) > LARGEST_WIDTH
-        if large or verb.name == "walkthrough" or kind in self._trained:
+        minutes = verb.name == "walkthrough" or any("runs/walkthrough" in word for word in rest)
+        if large or minutes or kind in self._trained:
             return "composed"
         if verb.name in TRAINING:
             self._trained.add(kind)
@@ -230,6 +235,50 @@ def test_a_script_tells_its_stage(name: str) -> None:
         reader._trained = _Everything()
         reader.follow(command)
         assert reader.done[command] in ("composed", "run"), reader.done[command]
+
+
+def _launch(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Call the launcher where `srun` says what it was asked to run."""
+    srun = folder / "srun"
+    srun.write_text('#!/bin/sh\nshift\necho "$@"\n')
+    srun.chmod(0o755)
+    place = {"SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS_PER_NODE": "8", "AQAA": "/bin/true"}
+    return subprocess.run(
+        ["bash", str(ROOT / "slurm" / "launch.sh"), *words],
+        env={"PATH": f"{folder}:/usr/bin:/bin", **place},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_launcher_calls_the_stage_with_the_jobs_place(tmp_path: Path) -> None:
+    done = _launch("sft", "preset=paper/sft_1", "optim.lr=1e-5", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    aqaa, *words = shlex.split(done.stdout)
+    assert aqaa == "/bin/true"
+    cfg = compose(words[0], words[1:])
+    assert (cfg.trainer.num_nodes, cfg.trainer.devices, cfg.optim.lr) == (2, 8, 1e-5)
+    assert cfg.trainer.strategy == "deepspeed_stage_3"
+    check_targets(cfg)
+    bind_targets(cfg)
+
+
+@pytest.mark.parametrize(("words", "sentence"), [((), "usage:"), (("merge",), "merge is no stage")])
+def test_the_launcher_refuses_in_a_sentence(
+    words: tuple[str, ...], sentence: str, tmp_path: Path
+) -> None:
+    done = _launch(*words, folder=tmp_path)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert not done.stdout
+
+
+def test_the_launcher_asks_to_be_queued_again() -> None:
+    text = (ROOT / "slurm" / "launch.sh").read_text("utf-8")
+    asked = set(re.findall(r"^#SBATCH (\S+)", text, re.MULTILINE))
+    assert {"--requeue", "--signal=SIGUSR1@120", "--open-mode=append"} <= asked
+    assert subprocess.run(["bash", "-n", str(ROOT / "slurm" / "launch.sh")]).returncode == 0
 
 
 class _Everything(set[str]):

@@ -1,0 +1,146 @@
+"""A backbone folder is read exactly or refused in a sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from aqaa.backbone.loading import Backbone, Ids, load_backbone
+from aqaa.errors import UsageError
+from aqaa.grammar import Slot
+from aqaa.storage import load_tensors, save_tensors, verify_manifest
+from aqaa.stream import StreamLayout
+from tests.golden.make import backbone, ids
+
+LAYOUT = StreamLayout(3, 5, "linguistic", "removed")
+IDS = torch.arange(9)[None]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    backbone(tmp_path / "model", tokenizer_hash="ab-cd", layout=LAYOUT, tied=False)
+    return tmp_path / "model"
+
+
+def test_ids_make_the_round_trip(tmp_path: Path) -> None:
+    meaning = ids("ab-cd", LAYOUT)
+    meaning.save(tmp_path)
+    loaded = Ids.load(tmp_path)
+    assert (loaded.vocabulary, loaded.layout) == (meaning.vocabulary, LAYOUT)
+    assert loaded.tokenizer_hash == "ab-cd"
+    assert loaded.text.encode("w03 w44") == meaning.text.encode("w03 w44")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_saved_and_loaded_it_is_the_same(
+    tied: bool, dtype: torch.dtype | None, tmp_path: Path
+) -> None:
+    first = backbone(tmp_path / "model", tied=tied)
+    first.save(tmp_path / "again", dtype=dtype)
+    assert verify_manifest(tmp_path / "again")
+    stored = load_tensors(tmp_path / "again" / "model.safetensors")
+    assert ("lm_head.weight" in stored) == (not tied)  # a tied table is written once
+    assert {t.dtype for t in stored.values()} == {dtype or torch.float32}
+    again = load_backbone(tmp_path / "again")
+    assert again.model.dtype == torch.float32
+    assert not again.model.training
+    with torch.no_grad():
+        found, wanted = (b.hidden(IDS).last_hidden_state for b in (again, first))
+    tolerance = 0 if dtype is None else 0.01
+    torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
+    torch.testing.assert_close(again.table, first.table, rtol=0, atol=tolerance)
+
+
+def test_the_table_and_its_slots(tmp_path: Path) -> None:
+    loaded = backbone(tmp_path / "model", tied=False)
+    assert loaded.table is loaded.model.lm_head.weight
+    rows = loaded.slot_rows(Slot.LINGUISTIC)
+    assert rows.tolist() == loaded.ids.layout.slot_ids(Slot.LINGUISTIC, loaded.ids.vocabulary)
+    with torch.no_grad():
+        logits = loaded.model(IDS).logits
+        again = loaded.hidden(IDS).last_hidden_state @ loaded.table.T
+    torch.testing.assert_close(logits, again)
+
+
+def test_another_layout_may_be_used(folder: Path) -> None:
+    assert load_backbone(folder).ids.layout == LAYOUT
+    assert load_backbone(folder, layout=StreamLayout(6, 50)).ids.layout == StreamLayout(6, 50)
+
+
+def test_another_causal_model_can_be_the_backbone(tmp_path: Path) -> None:
+    meaning = ids()
+    config = LlamaConfig(
+        vocab_size=meaning.vocabulary.rows,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    model = LlamaForCausalLM(config).eval()
+    Backbone(model, meaning).save(tmp_path / "llama")
+    loaded = load_backbone(tmp_path / "llama")
+    with torch.no_grad():
+        found = loaded.hidden(IDS).last_hidden_state @ loaded.table.T
+        assert torch.allclose(found, model(IDS).logits, atol=1e-5)
+
+
+def test_a_missing_tensor_is_not_made_up(folder: Path) -> None:
+    state = load_tensors(folder / "model.safetensors")
+    gone = "model.layers.1.mlp.up_proj.weight"
+    rest = {k: v for k, v in state.items() if k != gone}
+    save_tensors(folder / "model.safetensors", rest, {"format": "pt"})
+    with pytest.raises(UsageError, match=f"does not fit its config.json: missing {gone}"):
+        load_backbone(folder)
+
+
+def test_a_tensor_too_many_is_refused(folder: Path) -> None:
+    state = load_tensors(folder / "model.safetensors")
+    more = {**state, "vision.weight": torch.ones(3)}
+    save_tensors(folder / "model.safetensors", more, {"format": "pt"})
+    with pytest.raises(UsageError, match="unexpected vision.weight"):
+        load_backbone(folder)
+
+
+def _cut(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _record(folder: Path, **change: object) -> None:
+    record = json.loads((folder / "aqaa.json").read_text())
+    (folder / "aqaa.json").write_text(json.dumps({**record, **change}))
+
+
+def _vocabulary(folder: Path) -> None:
+    _record(folder, vocabulary={"text_tokens": 900})
+
+
+def _narrower(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 16}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda f: (f / "aqaa.json").unlink(), "is not a backbone folder: it holds no aqaa.json"),
+        (lambda f: (f / "model.safetensors").unlink(), "cannot be loaded: "),
+        (lambda f: (f / "config.json").write_text("{"), "cannot be loaded: "),
+        (lambda f: (f / "tokenizer.json").unlink(), "holds no tokenizer.json"),
+        (lambda f: (f / "aqaa.json").write_text("{}"), "does not describe ids"),
+        (lambda f: _record(f, layout={"colour": 1}), "does not describe ids"),
+        (_cut, "cannot be loaded: "),
+        (_vocabulary, "the table has 5184 rows, aqaa.json says"),
+        (_narrower, "cannot be loaded|mismatched"),
+    ],
+)
+def test_damage_is_a_sentence(damage: object, sentence: str, folder: Path) -> None:
+    damage(folder)  # type: ignore[operator]
+    with pytest.raises(UsageError, match=sentence) as info:
+        load_backbone(folder)
+    assert "\n" not in str(info.value)
+    assert str(folder) in str(info.value)

@@ -1,0 +1,155 @@
+"""Step-1: its maths against loops, its names and sizes, transformers' way of saving it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from aqaa.backbone.step1 import RMSNorm, Step1Config, Step1ForCausalLM
+from aqaa.storage import load_tensors
+from tests.backbone.test_attention import loop
+from tests.golden.make import step1
+
+CONF = Path(__file__).resolve().parents[2] / "conf" / "backbone"
+IDS = torch.arange(18).reshape(2, 9) * 7 % 40
+
+
+def norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
+    return torch.stack(
+        [row / (row.pow(2).mean() + eps).sqrt() * weight for row in x.reshape(-1, x.shape[-1])]
+    ).reshape(x.shape)
+
+
+def test_the_whole_decoder_against_plain_steps() -> None:
+    model = step1()
+    state = model.state_dict()
+    x = state["model.embed_tokens.weight"][IDS]
+    for i in range(2):
+        layer = {k.split(".", 3)[3]: v for k, v in state.items() if f"layers.{i}." in k}
+        h = norm(x, layer["input_layernorm.weight"])
+        q, k, v = (
+            (h @ layer[f"self_attn.{n}_proj.weight"].T).unflatten(-1, (-1, 4)).transpose(1, 2)
+            for n in "qkv"
+        )
+        heard = loop(q, k, v).transpose(1, 2).flatten(2)
+        x = x + heard @ layer["self_attn.o_proj.weight"].T
+        h = norm(x, layer["post_attention_layernorm.weight"])
+        gate, up = (h @ layer[f"mlp.{n}_proj.weight"].T for n in ("gate", "up"))
+        x = x + (gate * gate.sigmoid() * up) @ layer["mlp.down_proj.weight"].T
+    expected = norm(x, state["model.norm.weight"]) @ state["lm_head.weight"].T
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits, expected, rtol=0, atol=1e-4)
+
+
+def test_the_norm_in_both_precisions() -> None:
+    layer = RMSNorm(8, 1e-5)
+    with torch.no_grad():
+        layer.weight.copy_(torch.rand(8) + 0.5)
+    x = 3 * torch.randn(5, 8)
+    torch.testing.assert_close(layer(x), norm(x, layer.weight))
+    half = layer.bfloat16()(x.bfloat16())
+    scale = torch.rsqrt(x.bfloat16().float().pow(2).mean(-1, keepdim=True) + 1e-5).bfloat16()
+    assert torch.equal(half, x.bfloat16() * scale * layer.weight)
+
+
+@torch.no_grad()
+def test_step_by_step_equals_teacher_forcing() -> None:
+    model = step1()
+    whole = model(IDS).logits
+    out = model(IDS[:, :4], use_cache=True)
+    parts = [out.logits]
+    for i in range(4, 9):
+        out = model(IDS[:, i : i + 1], past_key_values=out.past_key_values, use_cache=True)
+        parts.append(out.logits)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_right_padding_is_safe_and_left_padding_is_refused() -> None:
+    model = step1()
+    mask = torch.ones(2, 9)
+    mask[1, 5:] = 0
+    padded = IDS.clone()
+    padded[1, 5:] = 0
+    out = model(padded, attention_mask=mask).logits
+    torch.testing.assert_close(out[1, :5], model(IDS[1:, :5]).logits[0], rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="right padding only"):
+        model(padded, attention_mask=mask.flip(1))
+
+
+def test_the_loss_is_that_of_the_next_id() -> None:
+    model, labels = step1(), IDS.clone()
+    labels[:, :4] = -100
+    out = model(IDS, labels=labels)
+    expected = [
+        F.cross_entropy(out.logits[b, i], IDS[b, i + 1]) for b in range(2) for i in range(3, 8)
+    ]
+    torch.testing.assert_close(out.loss, torch.stack(expected).mean())
+    out.loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_transformers_saves_and_loads_it_exactly(tied: bool, tmp_path: Path) -> None:
+    model = step1(tied=tied)
+    model.save_pretrained(tmp_path)
+    stored = load_tensors(tmp_path / "model.safetensors")
+    assert ("lm_head.weight" in stored) == (not tied)
+    assert AutoConfig.from_pretrained(tmp_path).model_type == "step1"
+    loaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert isinstance(loaded, Step1ForCausalLM)
+    assert not any(report[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    shared = loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert shared == tied
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(IDS).logits, model(IDS).logits)
+    assert loaded.config.tie_word_embeddings == tied
+    assert (loaded.config.bos_token_id, loaded.config.eos_token_id) == (1, 3)
+    assert loaded.config.pad_token_id == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "tensors"),
+    [("step1_3b", 3_529_706_496, 291), ("step1_130b", 131_946_590_208, 795)],
+)
+def test_the_released_sizes(name: str, parameters: int, tensors: int) -> None:
+    settings = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    with torch.device("meta"):
+        model = Step1ForCausalLM(Step1Config(vocab_size=74752, **settings))
+    assert model.num_parameters() == parameters
+    assert len(model.state_dict()) == tensors
+
+
+def test_the_released_names_and_shapes() -> None:
+    settings = yaml.safe_load((CONF / "step1_3b.yaml").read_text())
+    with torch.device("meta"):
+        model = Step1ForCausalLM(Step1Config(vocab_size=74752, **settings))
+    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    layer = "model.layers.31."
+    expected = {
+        "model.embed_tokens.weight": (74752, 3072),
+        layer + "input_layernorm.weight": (3072,),
+        layer + "self_attn.q_proj.weight": (3072, 3072),
+        layer + "self_attn.k_proj.weight": (256, 3072),
+        layer + "self_attn.v_proj.weight": (256, 3072),
+        layer + "self_attn.o_proj.weight": (3072, 3072),
+        layer + "post_attention_layernorm.weight": (3072,),
+        layer + "mlp.gate_proj.weight": (8192, 3072),
+        layer + "mlp.up_proj.weight": (8192, 3072),
+        layer + "mlp.down_proj.weight": (3072, 8192),
+        "model.norm.weight": (3072,),
+        "lm_head.weight": (74752, 3072),
+    }
+    kept = {k: v for k, v in shapes.items() if "layers." not in k or k.startswith(layer)}
+    assert kept == expected
+
+
+def test_unfit_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="6 heads cannot be shared by 4 groups"):
+        Step1Config(hidden_size=24, num_attention_heads=6, num_attention_groups=4)
+    with pytest.raises(ValueError, match="width 25 is not a multiple of 6 heads"):
+        Step1Config(hidden_size=25, num_attention_heads=6, num_attention_groups=2)

@@ -9,8 +9,8 @@ To see only that it runs, a few steps a stage:
     python recipes/walkthrough.py preset=walkthrough/smoke
 There is no cluster form: on a cluster each stage is launched alone.
 
-Time: about 25 minutes on 2 cores; about 2 for the smoke preset. Stop it with Ctrl-C and run it
-again: finished steps are kept, a half one goes on.
+Time: about 25 minutes on 2 cores; a minute or two for the smoke preset. Stop it with Ctrl-C
+and run it again: finished steps are kept, a half one goes on.
 Expect: a table of shares with their 95 % intervals; most held-out questions are answered rightly,
 in text and in sound. The smoke preset's model understands nothing.
 Ours: the corpus, every size and step count, the judge.

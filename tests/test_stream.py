@@ -194,8 +194,9 @@ def test_the_slots_by_hand() -> None:
     answer = answer_of(StreamLayout(2, 5), turn)
     audio = audio_ids(pair(1), V)
     assert answer.ids == [10, 11, V.audio_start, *audio, V.text_end, V.audio_end, V.eot]
-    names = "TEXT TEXT FORCED LINGUISTIC LINGUISTIC SEMANTIC SEMANTIC SEMANTIC TEXT LINGUISTIC AFTER"
-    assert [Slot(s).name for s in answer.slots] == names.split()
+    group = [Slot.LINGUISTIC] * 2 + [Slot.SEMANTIC] * 3
+    end = [Slot.TEXT, Slot.LINGUISTIC, Slot.AFTER]
+    assert answer.slots == [Slot.TEXT, Slot.TEXT, Slot.FORCED, *group, *end]
 
 
 def test_a_text_of_one_block_is_the_papers_text_cot() -> None:

@@ -13,6 +13,7 @@ from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
 from aqaa.data.speech import SpeechBatch
+from aqaa.errors import UsageError
 from aqaa.losses.codebook import commitment, mel_distance
 from aqaa.losses.ctc import ctc, greedy_labels
 from aqaa.stages.optimizer import OptimizerSettings
@@ -48,6 +49,8 @@ class Tokenizer(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if not 0 <= codebook_at < 1:
+            raise UsageError(f"codebook_at={codebook_at}: the codebook must start within the run")
         self._network = network
         self._optimizer = optimizer
         self._codebook_at = codebook_at

@@ -15,8 +15,6 @@ from aqaa.data.voice import FlowBatches, WaveformBatches
 from aqaa.errors import UsageError
 from tests.conftest import Chain
 
-FLOW_CLIPS = 72  # answers of the tiny corpus: twelve in five styles, twelve plain
-
 
 def flow(chain: Chain, **options: object) -> FlowBatches:
     folders = {"corpus": str(chain / "corpus"), "tokens": str(chain / "tokens")}

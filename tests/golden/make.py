@@ -73,13 +73,13 @@ def dual(seed: int = 0) -> DualTokenizer:
     )
 
 
-def step1(*, tied: bool = False, layers: int = 2, heads: int = 6, seed: int = 0) -> Step1ForCausalLM:
+def step1(*, tied: bool = False, heads: int = 6, seed: int = 0) -> Step1ForCausalLM:
     """A decoder of 40 rows."""
     config = Step1Config(
         vocab_size=40,
         hidden_size=4 * heads,
         intermediate_size=32,
-        num_hidden_layers=layers,
+        num_hidden_layers=2,
         num_attention_heads=heads,
         num_attention_groups=2,
         tie_word_embeddings=tied,
@@ -173,7 +173,8 @@ def main() -> None:
     for organ in ORGANS:
         module = build(organ)
         # Halves keep the files small; the outputs are those of the halves.
-        state = {k: v.half() if v.is_floating_point() else v for k, v in module.state_dict().items()}
+        whole = module.state_dict()
+        state = {k: v.half() if v.is_floating_point() else v for k, v in whole.items()}
         module.load_state_dict(state)
         outputs = {f"out.{k}": v for k, v in run(organ, module).items()}
         tensors = {**{f"state.{k}": v for k, v in state.items()}, **outputs}

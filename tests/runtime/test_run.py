@@ -122,9 +122,9 @@ def test_it_may_be_cut_again_and_again(
 
 def test_with_accumulation_too(chain: Chain, tmp_path: Path, after_step: dict[str, Any]) -> None:
     more = ("trainer.accumulate_grad_batches=2", "trainer.val_check_interval=4")
-    whole = train(chain.words("sft_1", tmp_path / "a", *more))
+    whole = train(chain.words("sft_2", tmp_path / "a", *more))
     assert len(rows(whole)) == STEPS
-    words = chain.words("sft_1", tmp_path / "b", *more)
+    words = chain.words("sft_2", tmp_path / "b", *more)
     after_step["do"] = At(3, interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(words)
@@ -441,3 +441,5 @@ def test_the_profiler_reports(
     chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(chain.words("vocoder_waveform", tmp_path, "debug=profiler"))
+    streams = capsys.readouterr()
+    assert "FIT Profiler Report" in streams.out + streams.err

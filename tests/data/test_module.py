@@ -1,0 +1,37 @@
+"""The data module: where a resume begins, which batches are repeated."""
+
+from itertools import islice
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from aqaa.data.module import DataModule
+from aqaa.errors import UsageError
+
+
+class Source:
+    def batch(self, step: int) -> int:
+        return step
+
+    def validation(self) -> list[int]:
+        return [7, 8]
+
+
+def first(module: DataModule, count: int, step: int | None = None) -> list[Any]:
+    module.trainer = None if step is None else SimpleNamespace(global_step=step)  # type: ignore[assignment]
+    return list(islice(module.train_dataloader(), count))
+
+
+def test_batches_begin_where_the_optimizer_stands() -> None:
+    assert first(DataModule(Source()), 3) == [0, 1, 2]
+    assert first(DataModule(Source()), 3, step=5) == [5, 6, 7]
+    assert first(DataModule(Source(), accumulate=4), 3, step=5) == [20, 21, 22]
+    assert list(DataModule(Source()).val_dataloader()) == [7, 8]
+
+
+def test_the_first_batches_may_be_repeated() -> None:
+    assert first(DataModule(Source(), repeat=2), 5) == [0, 1, 0, 1, 0]
+    assert first(DataModule(Source(), repeat=3), 4, step=4) == [1, 2, 0, 1]
+    with pytest.raises(UsageError, match="0 batches cannot be repeated"):
+        DataModule(Source(), repeat=0)

@@ -1,0 +1,47 @@
+"""Stages without a trainer: only the data module is asked for."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+class Data:
+    """Stands for the data module."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+
+class Trainer:
+    """Stands for the trainer."""
+
+    def __init__(self, source: Any) -> None:
+        self.datamodule = Data(source)
+
+
+@pytest.fixture
+def attach() -> Callable[[Any, Any], Any]:
+    """Give a stage its data and configure it, as the trainer would."""
+    kept = []
+
+    def configured(stage: Any, source: Any) -> Any:
+        kept.append(trainer := Trainer(source))  # the stage holds it weakly
+        stage.trainer = trainer
+        stage.configure_model()
+        return stage
+
+    return configured
+
+
+@pytest.fixture(scope="session")
+def metrics() -> Callable[[Path], list[dict[str, str]]]:
+    """The rows of a run's metrics.csv."""
+
+    def read(run: Path) -> list[dict[str, str]]:
+        with open(run / "metrics.csv", newline="") as handle:
+            return list(csv.DictReader(handle))
+
+    return read

@@ -1,3 +1,0 @@
-"""x"""
-from tests.conftest import Chain
-def test_x(chain): print(chain.folder)

@@ -1,4 +1,4 @@
-"""A tiny chain, built once a session through the command line: corpus, tokenizers, tokens, backbone.
+"""A tiny chain, built once a session through the command line: from the corpus to the voice.
 
 Every stage runs a few steps only; nothing understands anything, everything is there.
 """
@@ -6,6 +6,7 @@ Every stage runs a few steps only; nothing understands anything, everything is t
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,3 +127,19 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
         for part in ("flow", "waveform"):
             run(*chain.words(f"vocoder_{part}", chain.folder))
         yield chain
+
+
+@pytest.fixture
+def after_step(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """``{"do": At(…)}`` is asked after every step, as if the world outside acted then."""
+    from aqaa.runtime.callbacks import StopOnNonFinite
+
+    real = StopOnNonFinite.on_train_batch_end
+    world: dict[str, Any] = {"do": lambda step: None}
+
+    def hook(self: Any, trainer: Any, *args: Any) -> None:
+        real(self, trainer, *args)
+        world["do"](trainer.global_step)
+
+    monkeypatch.setattr(StopOnNonFinite, "on_train_batch_end", hook)
+    yield world

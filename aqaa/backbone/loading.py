@@ -116,6 +116,8 @@ def load_backbone(folder: str | Path, *, layout: StreamLayout | None = None) -> 
     if not (folder / RECORD).is_file():
         raise UsageError(f"{folder} is not a backbone folder: it holds no {RECORD}")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if not torch.cuda.is_available():  # transformers asks deepspeed, which warns where it guesses
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.disable_progress_bar()
     ids = Ids.load(folder)
     try:

@@ -183,6 +183,12 @@ class DialogueBatches:
                 f"the backbone was made with tokenizers {ids.tokenizer_hash}, {self.store.folder} "
                 f"with {self.store.tokenizer_hash}: codes of two tokenizers are not interchangeable"
             )
+        if ids.layout.question_books == "both" and self.store.meta["question_books"] != "both":
+            raise UsageError(
+                f"{self.store.folder} keeps questions in the linguistic book alone, the backbone's "
+                f"layout wants both: tokenize again with question_books=both, or init with "
+                f"layout.question_books=linguistic"
+            )
         self._ids = ids
         self._train = Materials(self._corpus, self.store, "train")
         self._samplers = {

@@ -174,3 +174,5 @@ def quiet_lightning() -> None:
     if os.environ.get("AQAA_DEBUG") != "1":
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        # Its report is what debug=profiler is for.
+        logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)

@@ -114,8 +114,6 @@ class _Chain:
             *extra,
         ]
         words += [f"parents.{key}={self._folder}/{path}" for key, path in parents.items()]
-        if stage == "vocoder_waveform":
-            words.append("parents.tokens=null")
         needs = tuple(dict.fromkeys(path.split("/")[0] for path in parents.values()))
         self.steps.append(Step(stage, tuple(words), needs, self._folder / stage / lineage.RECORD))
 
@@ -276,7 +274,10 @@ def print_table(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("figure", "value", "n", "95 % interval", "measured on")
+    table = Table()
+    for name in ("figure", "value", "n", "95 % interval"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("measured on")
     for name, figure in results["details"].items():
         if name.count(".") <= 1 and "family" not in name and "style" not in name:
             interval = "" if figure["ci95"] is None else "{:.3f} .. {:.3f}".format(*figure["ci95"])

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from aqaa.audio.torchaudio_shim import ensure
 from aqaa.backbone.loading import Backbone, Ids, load_backbone
 from aqaa.errors import UsageError
 from aqaa.grammar import Slot
@@ -71,6 +71,9 @@ def test_another_layout_may_be_used(folder: Path) -> None:
 
 
 def test_another_causal_model_can_be_the_backbone(tmp_path: Path) -> None:
+    ensure()
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     meaning = ids()
     config = LlamaConfig(
         vocab_size=meaning.vocabulary.rows,

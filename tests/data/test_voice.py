@@ -129,4 +129,4 @@ def test_augmentation_keeps_whole_groups_and_changes_every_draw() -> None:
 def test_a_corpus_without_answers_file_says_so(chain: Chain, tmp_path: Path) -> None:
     (tmp_path / "domain.json").write_bytes((chain / "corpus" / "domain.json").read_bytes())
     with pytest.raises(UsageError, match="the manifest .*answers.jsonl does not exist"):
-        Corpus(tmp_path).answers
+        _ = Corpus(tmp_path).answers

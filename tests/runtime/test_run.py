@@ -1,192 +1,16 @@
-"""How every training stage runs: kept when finished, resumed when cut, refused when it cannot be."""
+"""How every training stage runs: kept when finished, refused when it cannot be, mended when cut."""
 
-import csv
+import logging
 import shutil
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aqaa.errors import UsageError
-from aqaa.runtime.compose import compose
-from aqaa.storage import load_tensors, read_json
-from tests.conftest import STAGES, STEPS, Chain
-
-FLIPPABLE = "model.safetensors"
-
-
-def train(words: list[str]) -> Path:
-    from aqaa.runtime import run
-
-    return run.train(words[0], compose(words[0], words[1:]))
-
-
-def rows(run: Path) -> list[dict[str, str]]:
-    with open(run / "metrics.csv", newline="") as handle:
-        return list(csv.DictReader(handle))
-
-
-class At:
-    """Does something once, after a step."""
-
-    def __init__(self, step: int, act: Any) -> None:
-        self.step, self.act = step, act
-
-    def __call__(self, step: int) -> None:
-        if step == self.step:
-            self.step = -1
-            self.act()
-
-
-@pytest.fixture
-def after_step(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """``{"do": At(…)}`` is asked after every step, as if the world outside acted then."""
-    from aqaa.runtime.callbacks import StopOnNonFinite
-
-    real = StopOnNonFinite.on_train_batch_end
-    world: dict[str, Any] = {"do": lambda step: None}
-
-    def hook(self: Any, trainer: Any, *args: Any) -> None:
-        real(self, trainer, *args)
-        world["do"](trainer.global_step)
-
-    monkeypatch.setattr(StopOnNonFinite, "on_train_batch_end", hook)
-    yield world
-
-
-def interrupt() -> None:
-    signal.raise_signal(signal.SIGINT)
-
-
-def crash() -> None:
-    raise RuntimeError("the machine fell over")
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    mine, other = load_tensors(a / "model" / FLIPPABLE), load_tensors(b / "model" / FLIPPABLE)
-    assert mine.keys() == other.keys()
-    assert [name for name in mine if not mine[name].equal(other[name])] == []
-    assert rows(a) == rows(b)
-    assert read_json(a / "lineage.json")["fingerprint"] == (
-        read_json(b / "lineage.json")["fingerprint"]
-    )
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_resumed_run_is_the_unbroken_one(
-    stage: str, chain: Chain, tmp_path: Path, after_step: dict[str, Any]
-) -> None:
-    words = chain.words(stage, tmp_path)
-    before = signal.getsignal(signal.SIGINT)
-    after_step["do"] = At(3, interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        train(words)
-    run = tmp_path / stage
-    assert signal.getsignal(signal.SIGINT) == before
-    assert (run / "checkpoints/last.ckpt").is_file() and not (run / "lineage.json").exists()
-    assert not (run / "model").exists()
-    cut = rows(run)
-    assert [int(row["step"]) for row in cut] == [0, 1, 2]
-    train(words)
-    assert_same_run(run, chain / stage)
-    assert [int(row["step"]) for row in rows(run)] == [*range(STEPS)]
-
-
-@pytest.mark.parametrize("stage", ["tokenizer_semantic", "sft_2", "vocoder_flow"])
-@pytest.mark.parametrize(("step", "act"), [(4, interrupt), (3, crash), (1, interrupt)])
-def test_it_is_so_wherever_it_was_cut(
-    stage: str, step: int, act: Any, chain: Chain, tmp_path: Path, after_step: dict[str, Any]
-) -> None:
-    # Step 4: where the periodic check is due. A crash: the state saved before is taken up.
-    words = chain.words(stage, tmp_path, "run.save_every_s=0")
-    after_step["do"] = At(step, act)
-    with pytest.raises((KeyboardInterrupt, RuntimeError)):
-        train(words)
-    train(words)
-    assert_same_run(tmp_path / stage, chain / stage)
-
-
-def test_it_may_be_cut_again_and_again(
-    chain: Chain, tmp_path: Path, after_step: dict[str, Any]
-) -> None:
-    words = chain.words("vocoder_flow", tmp_path)
-    for step in (1, 2, 4, 5):
-        after_step["do"] = At(step, interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            train(words)
-    train(words)
-    assert_same_run(tmp_path / "vocoder_flow", chain / "vocoder_flow")
-
-
-def test_with_accumulation_too(chain: Chain, tmp_path: Path, after_step: dict[str, Any]) -> None:
-    more = ("trainer.accumulate_grad_batches=2", "trainer.val_check_interval=4")
-    whole = train(chain.words("sft_2", tmp_path / "a", *more))
-    assert len(rows(whole)) == STEPS
-    words = chain.words("sft_2", tmp_path / "b", *more)
-    after_step["do"] = At(3, interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        train(words)
-    assert_same_run(train(words), whole)
-
-
-def test_a_stop_in_the_last_step_leaves_a_finished_run(
-    chain: Chain, tmp_path: Path, after_step: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = chain.words("vocoder_waveform", tmp_path)
-    after_step["do"] = At(STEPS, interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        train(words)
-    capsys.readouterr()
-    run = train(words)
-    assert "is finished: nothing to do" in capsys.readouterr().out
-    assert_same_run(run, chain / "vocoder_waveform")
-
-
-def test_a_second_ctrl_c_does_not_wait_for_the_step(
-    chain: Chain, tmp_path: Path, after_step: dict[str, Any]
-) -> None:
-    def twice() -> None:
-        interrupt()
-        interrupt()
-
-    before = signal.getsignal(signal.SIGINT)
-    after_step["do"] = At(2, twice)
-    with pytest.raises(KeyboardInterrupt):
-        train(chain.words("vocoder_waveform", tmp_path))
-    assert not (tmp_path / "vocoder_waveform/checkpoints/last.ckpt").exists()
-    signal.signal(signal.SIGINT, before)
-
-
-def test_the_command_line_ends_with_130_when_stopped(
-    chain: Chain,
-    tmp_path: Path,
-    after_step: dict[str, Any],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from aqaa.cli import main
-
-    for name in ("PYTHONWARNINGS", "TRANSFORMERS_VERBOSITY", "TOKENIZERS_PARALLELISM"):
-        monkeypatch.setenv(name, "")
-    words = chain.words("vocoder_waveform", tmp_path)
-    after_step["do"] = At(2, interrupt)
-    assert main(words) == 130
-    streams = capsys.readouterr()
-    assert "the same command goes on" in streams.err and "Traceback" not in streams.err
-    assert main(words) == 0
-    assert_same_run(tmp_path / "vocoder_waveform", chain / "vocoder_waveform")
-
-
-def test_lightning_keeps_its_advice_to_itself(
-    chain: Chain, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    train(chain.words("vocoder_waveform", tmp_path))
-    streams = capfd.readouterr()
-    for noise in ("GPU available", "Tip", "Trainer.fit", "litlogger", "model summary"):
-        assert noise not in streams.out + streams.err
-
+from aqaa.storage import load_tensors, read_json, write_json, write_manifest
+from tests.conftest import STEPS, Chain
+from tests.runs import WEIGHTS, At, assert_same_run, interrupt, rows, train
 
 # ---- finished runs
 
@@ -278,7 +102,7 @@ def test_half_a_saved_state_is_one_sentence(
     whole = last.read_bytes()
     for part in (b"", whole[:100], whole[: len(whole) // 2], b"x" * 1000):
         last.write_bytes(part)
-        with pytest.raises(UsageError, match="last.ckpt is damaged .* remove it to begin") as caught:
+        with pytest.raises(UsageError, match="last.ckpt is damaged .* remove it to") as caught:
             train(words)
         assert "\n" not in str(caught.value)
     last.unlink()
@@ -335,8 +159,6 @@ def test_parents_count_by_content_not_by_place(
 
 def other_tokenizers(chain: Chain, tmp_path: Path) -> Path:
     """A token store of the same corpus by another pair of tokenizers."""
-    from aqaa.storage import read_json, write_json, write_manifest
-
     store = copied(chain, "tokens", tmp_path)
     meta = read_json(store / "meta.json")
     write_json(store / "meta.json", {**meta, "tokenizer_hash": "another"})
@@ -360,7 +182,7 @@ def test_the_record_names_the_parents(chain: Chain) -> None:
     assert (record["stage"], record["run"], record["steps"]) == ("sft", "sft_2", STEPS)
     assert set(record["parents"]) == {"corpus", "tokens", "model"}
     assert all(p["verified"] and len(p["hash"]) == 64 for p in record["parents"].values())
-    tensors = load_tensors(chain / "sft_2" / "model" / FLIPPABLE)
+    tensors = load_tensors(chain / "sft_2" / "model" / WEIGHTS)
     assert record["parameters"] == sum(t.numel() for t in tensors.values())
     assert record["seconds"] > 0
 
@@ -438,8 +260,8 @@ def test_one_step_is_one_step(chain: Chain, tmp_path: Path) -> None:
 
 
 def test_the_profiler_reports(
-    chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    chain: Chain, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     train(chain.words("vocoder_waveform", tmp_path, "debug=profiler"))
-    streams = capsys.readouterr()
-    assert "FIT Profiler Report" in streams.out + streams.err
+    assert "FIT Profiler Report" in caplog.text
+    assert {r.levelno for r in caplog.records if r.name.startswith("lightning")} == {logging.INFO}

@@ -33,7 +33,8 @@ def test_matrices_decay_and_vectors_do_not() -> None:
         "lm_head.weight",
     }
     for name, group in found.items():
-        assert group["weight_decay"] == (0.3 if name.endswith("weight") and "norm" not in name else 0)
+        matrix = name.endswith("weight") and "norm" not in name
+        assert group["weight_decay"] == (0.3 if matrix else 0)
 
 
 def test_embedding_and_head_have_a_rate_of_their_own() -> None:

@@ -1,0 +1,52 @@
+"""Training runs of the tiny chain: start one, cut it, read it, compare two."""
+
+import csv
+import signal
+from pathlib import Path
+from typing import Any
+
+from aqaa.runtime.compose import compose
+from aqaa.storage import load_tensors, read_json
+
+WEIGHTS = "model.safetensors"
+
+
+def train(words: list[str]) -> Path:
+    from aqaa.runtime import run
+
+    return run.train(words[0], compose(words[0], words[1:]))
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with open(run / "metrics.csv", newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+class At:
+    """Does something once, after a step."""
+
+    def __init__(self, step: int, act: Any) -> None:
+        self.step, self.act = step, act
+
+    def __call__(self, step: int) -> None:
+        if step == self.step:
+            self.step = -1
+            self.act()
+
+
+def interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def crash() -> None:
+    raise RuntimeError("the machine fell over")
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    mine, other = load_tensors(a / "model" / WEIGHTS), load_tensors(b / "model" / WEIGHTS)
+    assert mine.keys() == other.keys()
+    assert [name for name in mine if not mine[name].equal(other[name])] == []
+    assert rows(a) == rows(b)
+    assert read_json(a / "lineage.json")["fingerprint"] == (
+        read_json(b / "lineage.json")["fingerprint"]
+    )

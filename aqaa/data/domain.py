@@ -116,11 +116,12 @@ class Style:
     pitch: int
 
 
-PLAIN = Style("plain", "", 160, 50)
+# A plain pitch well above the low one: codes and mels must tell 75 Hz from it.
+PLAIN = Style("plain", "", 160, 65)
 STYLES = (
     PLAIN,
-    Style("slow", "slowly", 115, 50),
-    Style("quick", "quickly", 220, 50),
+    Style("slow", "slowly", 115, 65),
+    Style("quick", "quickly", 220, 65),
     Style("high", "in a high voice", 160, 95),
     Style("low", "in a low voice", 160, 5),
 )

@@ -25,10 +25,10 @@ def pairs(
     corpus: str,
     tokens: str,
     out: str,
-    prompts: int = 600,
+    prompts: int = 400,
     samples: int = 4,
     temperature: float = 1.0,
-    code_noise: float = 0.25,
+    code_noise: float = 0.35,
     seed: int = 0,
 ) -> None:
     """Sample answers to noisy training questions and keep the best and the worst of each.

@@ -21,15 +21,16 @@ class Batches(Protocol):
 
 
 class _Steps(IterableDataset):
-    """Batches from ``start`` on, without end; with ``repeat`` only the first so many."""
+    """Every ``stride``-th batch from ``start`` on, without end; ``repeat`` keeps to the first few."""
 
-    def __init__(self, source: Batches, start: int, repeat: int | None) -> None:
+    def __init__(self, source: Batches, start: int, stride: int, repeat: int | None) -> None:
         self._source = source
         self._start = start
+        self._stride = stride
         self._repeat = repeat
 
     def __iter__(self) -> Iterator[Any]:
-        for step in count(self._start):
+        for step in count(self._start, self._stride):
             yield self._source.batch(step % self._repeat if self._repeat else step)
 
 
@@ -52,9 +53,13 @@ class DataModule(pl.LightningDataModule):
         self._repeat = repeat
 
     def train_dataloader(self) -> DataLoader:
-        """Training batches from where the optimizer stands."""
-        start = self.trainer.global_step * self._accumulate if self.trainer is not None else 0
-        return DataLoader(_Steps(self.source, start, self._repeat), batch_size=None, num_workers=0)
+        """Training batches from where the optimizer stands; ranks take turns, one batch each."""
+        taken, rank, ranks = 0, 0, 1
+        if self.trainer is not None:
+            taken = self.trainer.global_step * self._accumulate
+            rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        steps = _Steps(self.source, taken * ranks + rank, ranks, self._repeat)
+        return DataLoader(steps, batch_size=None, num_workers=0)
 
     def val_dataloader(self) -> DataLoader:
         """The fixed validation batches."""

@@ -44,7 +44,7 @@ class SlotTable:
 
     def labels(self, targets: Tensor) -> Tensor:
         """Where ids (N,) stand among the rows; ValueError for one that does not."""
-        labels = self.position[targets]
+        labels = self.position.to(targets.device)[targets]
         if bool((labels < 0).any()):
             wrong = targets[labels < 0][0].item()
             raise ValueError(f"target id {wrong} is not among the rows of slot {self.name}")

@@ -77,7 +77,7 @@ class Dpo(pl.LightningModule):
     def _loss(self, batch: PreferenceBatch) -> DpoLoss:
         assert self._reference is not None
         chosen, rejected = self._scores(batch).chunk(2)
-        reference = self._reference[batch.pairs]
+        reference = self._reference[batch.pairs].to(chosen.device)
         return masked_dpo(chosen, rejected, reference[:, 0], reference[:, 1], beta=self._beta)
 
     def _scores(self, batch: PreferenceBatch) -> Tensor:

@@ -18,8 +18,11 @@ class Source:
         return [7, 8]
 
 
-def first(module: DataModule, count: int, step: int | None = None) -> list[Any]:
-    module.trainer = None if step is None else SimpleNamespace(global_step=step)  # type: ignore[assignment]
+def first(
+    module: DataModule, count: int, step: int | None = None, rank: int = 0, ranks: int = 1
+) -> list[Any]:
+    trainer = SimpleNamespace(global_step=step, global_rank=rank, world_size=ranks)
+    module.trainer = None if step is None else trainer  # type: ignore[assignment]
     return list(islice(module.train_dataloader(), count))
 
 
@@ -28,6 +31,11 @@ def test_batches_begin_where_the_optimizer_stands() -> None:
     assert first(DataModule(Source()), 3, step=5) == [5, 6, 7]
     assert first(DataModule(Source(), accumulate=4), 3, step=5) == [20, 21, 22]
     assert list(DataModule(Source()).val_dataloader()) == [7, 8]
+
+
+def test_ranks_take_turns_and_share_every_batch_among_them() -> None:
+    ranks = [first(DataModule(Source(), accumulate=2), 4, step=3, rank=r, ranks=2) for r in (0, 1)]
+    assert ranks == [[12, 14, 16, 18], [13, 15, 17, 19]]
 
 
 def test_the_first_batches_may_be_repeated() -> None:

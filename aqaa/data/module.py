@@ -21,7 +21,7 @@ class Batches(Protocol):
 
 
 class _Steps(IterableDataset):
-    """Every ``stride``-th batch from ``start`` on, without end; ``repeat`` keeps to the first few."""
+    """Every ``stride``-th batch from ``start`` on, without end; ``repeat`` keeps to a few."""
 
     def __init__(self, source: Batches, start: int, stride: int, repeat: int | None) -> None:
         self._source = source

@@ -21,6 +21,8 @@ def answer(
         model: a model folder; None is the demo checkpoint of this package.
         seed: of the sampling, where the model samples.
     """
+    if Path(out).exists() and Path(question).exists() and Path(out).samefile(question):
+        raise UsageError(f"the answer would replace the question {question}: give another out=FILE")
     folder, name = locate(model)
     reply = Pipeline.load(folder).answer(question, seed=seed)
     print(f"model: {name}")

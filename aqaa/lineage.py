@@ -14,6 +14,7 @@ from typing import Any
 
 from aqaa.errors import UsageError
 from aqaa.storage import (
+    content_hash,
     read_json,
     sha256_file,
     tree_hash,
@@ -28,7 +29,10 @@ MODEL = "model"
 
 @dataclass(frozen=True)
 class Parent:
-    """A folder something was made from; ``verified`` is False where it has no manifest of ours."""
+    """A folder something was made from, and the hash of its content.
+
+    ``verified`` is False where it has no manifest of ours to be checked against.
+    """
 
     path: str
     hash: str
@@ -63,7 +67,7 @@ def parent(path: str | Path) -> Parent:
         raise UsageError(f"{path} does not exist: run the stage that makes it first")
     owner = path if tree_hash(path) else path.parent
     if not tree_hash(owner):
-        return Parent(str(path), "", False)
+        return Parent(str(path), content_hash(path), False)
     return Parent(str(path), verify_manifest(owner), True)
 
 

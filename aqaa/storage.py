@@ -48,9 +48,11 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces ``path`` as a whole, with its manifest, on success.
 
     Raises:
-        UsageError: ``path`` cannot be written; what was there before is still there.
+        UsageError: ``path`` cannot be written, or holds what is not ours to lose; what was there
+            before is still there.
     """
     path = Path(path)
+    check_replaceable(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,6 +68,27 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         raise UsageError(str(error).replace(str(temporary), str(path))) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_replaceable(path: str | Path) -> None:
+    """Refuse to replace what we did not make: only an empty folder or one with our manifest goes.
+
+    Raises:
+        UsageError: ``path`` is a file, or a folder of something else.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            foreign = not (path / MANIFEST).is_file() and any(path.iterdir())
+        else:
+            foreign = path.exists() or path.is_symlink()
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}; nothing was changed") from None
+    if foreign:
+        raise UsageError(
+            f"{path} exists and holds no {MANIFEST} of ours, so it is not replaced: "
+            "choose another folder or remove it"
+        )
 
 
 def _swap(temporary: Path, path: Path) -> None:
@@ -169,9 +192,25 @@ def _files(folder: Path) -> list[Path]:
 def write_manifest(folder: str | Path) -> str:
     """Hash every file below ``folder`` into its manifest; returns the tree's hash."""
     folder = Path(folder)
-    lines = [f"{sha256_file(p)}  {p.relative_to(folder).as_posix()}" for p in _files(folder)]
-    write_text(folder / MANIFEST, "\n".join(lines) + "\n")
+    write_text(folder / MANIFEST, _listing(folder))
     return tree_hash(folder)
+
+
+def _listing(folder: Path) -> str:
+    """What the manifest of a folder says."""
+    lines = [f"{sha256_file(p)}  {p.relative_to(folder).as_posix()}" for p in _files(folder)]
+    return "\n".join(lines) + "\n"
+
+
+def content_hash(path: str | Path) -> str:
+    """The hash of a file, or the one that :func:`write_manifest` would name a folder by."""
+    path = Path(path)
+    try:
+        if path.is_file():
+            return sha256_file(path)
+        return hashlib.sha256(_listing(path).encode("utf-8", "surrogateescape")).hexdigest()
+    except OSError as error:
+        raise UsageError(f"cannot read {error.filename or path}: {error.strerror}") from None
 
 
 def tree_hash(folder: str | Path) -> str:

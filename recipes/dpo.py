@@ -1,4 +1,4 @@
-"""Optimise preferences with the audio ids masked out of the term (paper section 3.3, Eq. 2).
+"""Optimise preferences, audio ids and markers masked out of the term (paper section 3.3, Eq. 2).
 
 What goes in: preference pairs (`aqaa data pairs`) and the SFT 1 model they were sampled from, which
 is also the frozen reference.
@@ -14,7 +14,7 @@ Time: a minute or two of one CPU core, and a few for the pairs.
 Expect: train/accuracy and train/margin in metrics.csv rise; the answers change little, which is
 what a small rate from a good model should do.
 Ours: where the pairs come from (0/1 on the text of own answers), beta 0.1, rate and steps. The
-paper states none of them. <|EOT|> and <text_end> count as decisions of the text.
+paper states none of them. All markers count as audio, <text_end> among them; <|EOT|> as text.
 
 More: recipes/dpo.md.
 """

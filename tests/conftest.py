@@ -3,6 +3,8 @@
 Every stage runs a few steps only; nothing understands anything, everything is there.
 """
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 
+ROOT = Path(__file__).resolve().parent.parent
 STEPS = 6
 COMMON = (
     f"run.steps={STEPS}",
@@ -127,6 +130,32 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
         for part in ("flow", "waveform"):
             run(*chain.words(f"vocoder_{part}", chain.folder))
         yield chain
+
+
+@dataclass(frozen=True)
+class Walkthrough:
+    """The smallest whole walkthrough: its folder, the words that made it, what it said."""
+
+    folder: Path
+    words: list[str]
+    said: str
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Walkthrough:
+    """`aqaa walkthrough preset=walkthrough/smoke`, for real, into a folder with an odd name."""
+    for package in ("espeakng_loader", "pocketsphinx", "parselmouth"):
+        pytest.importorskip(package, reason=f"{package} of the demo extra is not installed")
+    folder = tmp_path_factory.mktemp("smoke") / "it's a chain (tiny), é"
+    out = str(folder).replace("'", "\\'")
+    words = [sys.executable, "-m", "aqaa", "walkthrough", "preset=walkthrough/smoke"]
+    words.append(f"out='{out}'")
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Walkthrough(folder, words, done.stdout)
 
 
 @pytest.fixture

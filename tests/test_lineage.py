@@ -58,7 +58,21 @@ def test_a_parent_is_named_by_its_content(tmp_path: Path) -> None:
 def test_a_folder_from_elsewhere_is_not_verified(tmp_path: Path) -> None:
     folder = tmp_path / "x" / "y"
     folder.mkdir(parents=True)
-    assert lineage.parent(folder) == Parent(str(folder), "", False)
+    (folder / "a.txt").write_text("one")
+    one = lineage.parent(folder)
+    assert (one.path, one.verified) == (str(folder), False)
+    (folder / "a.txt").write_text("two")
+    two = lineage.parent(folder)
+    assert len(one.hash) == len(two.hash) == 64
+    assert one.hash != two.hash  # else two runs from different weights were the same run
+    assert storage.write_manifest(folder) == two.hash
+    assert lineage.parent(folder) == Parent(str(folder), two.hash, True)
+
+
+def test_a_file_from_elsewhere_is_named_by_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text("{}")
+    found = lineage.parent(tmp_path / "x.jsonl")
+    assert (found.hash, found.verified) == (storage.sha256_file(tmp_path / "x.jsonl"), False)
 
 
 def test_a_missing_or_damaged_parent_is_refused(tmp_path: Path) -> None:

@@ -1,15 +1,22 @@
 """The README and the pages say what is there: no dead link, no file left out, none made up."""
 
 import re
+import subprocess
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf as YAML
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "recipes").glob("*.md")])
 PROSE = sorted([*PAGES, *(ROOT / "recipes").glob("*.py"), ROOT / "slurm" / "launch.sh"])
+SIZED = sorted(
+    path
+    for path in (ROOT / "conf" / "preset" / "walkthrough").glob("*.yaml")
+    if path.stem not in ("smoke", "long")
+)
 HOSTS = ("arxiv.org", "keepachangelog.com")
 # Words about how this was made rather than what it is.
 FOREIGN = r"\b(session|sessions|helper|helpers|issue \d+|TODO|FIXME)\b|(?<!\w)#\d+"
@@ -116,3 +123,49 @@ def test_the_ledger_gives_every_claim_a_status() -> None:
             cells = [cell.strip() for cell in line.strip("|").split(" | ")]
             assert len(cells) == 4, line
             assert cells[3].startswith(known), line
+            tests = re.findall(r"`(tests/[^`]+)`", cells[2])
+            assert tests or cells[2] == "none", line
+            for name in tests:
+                assert (ROOT / name).is_file(), f"the ledger names {name}, which does not exist"
+
+
+@pytest.mark.parametrize("preset", SIZED, ids=lambda path: path.stem)
+def test_a_page_says_how_many_steps_its_preset_takes(preset: Path) -> None:
+    steps = YAML.load(preset).run.steps
+    text = (ROOT / "recipes" / f"{preset.stem.split('_')[0]}.md").read_text("utf-8")
+    assert re.search(rf"(?<![\d,]){steps:,}(?![\d,])", text), f"{preset.name}: {steps:,} steps"
+    assert YAML.load(ROOT / "conf" / "walkthrough.yaml").steps[preset.stem] == steps
+
+
+def test_pages_state_the_sizes_of_the_configuration() -> None:
+    pairs = YAML.load(ROOT / "conf" / "data_pairs.yaml")
+    noise = f"{pairs.prompts} training questions with {100 * pairs.code_noise:.0f} %"
+    assert noise in (ROOT / "recipes" / "dpo.md").read_text("utf-8")
+    corpus = YAML.load(ROOT / "conf" / "data_synthesize.yaml")
+    sizes = f"{corpus.questions:,} training questions, {corpus.validation} for validation"
+    text = (ROOT / "recipes" / "data.md").read_text("utf-8")
+    assert f"{sizes}, {corpus.test} for testing" in text
+    noise = YAML.load(ROOT / "conf" / "data" / "dialogues.yaml").code_noise
+    text = (ROOT / "recipes" / "pretrain.md").read_text("utf-8")
+    assert f"{100 * noise:.0f} % of the question's codes" in text
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_the_build_machine_needs_no_recorded_speech(beside: bool, tmp_path: Path) -> None:
+    script = tmp_path / "checkout" / ".ci" / "run"
+    script.parent.mkdir(parents=True)
+    script.write_bytes((ROOT / ".ci" / "run").read_bytes())
+    make = tmp_path / "make"
+    make.write_text('#!/bin/sh\necho "$@" "${AQAA_SPEECH_DIR:-none}"\n')
+    make.chmod(0o755)
+    speech = tmp_path / "shared" / "data"
+    if beside:
+        speech.mkdir(parents=True)
+    done = subprocess.run(
+        ["bash", str(script)],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"test {speech if beside else 'none'}\n"

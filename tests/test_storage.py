@@ -179,6 +179,27 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "model").iterdir()} == {"only_2.txt", MANIFEST}
 
 
+def test_a_folder_that_is_not_ours_is_never_lost(tmp_path: Path) -> None:
+    music = tmp_path / "Music"
+    music.mkdir()
+    (music / "song.ogg").write_text("mine")
+    with pytest.raises(UsageError, match=r"Music exists and holds no MANIFEST\.sha256") as info:
+        with storage.atomic_folder(music):
+            raise AssertionError("the block must not run: its work would be lost")
+    assert "\n" not in str(info.value)
+    assert [p.name for p in tmp_path.rglob("*")] == ["Music", "song.ogg"]
+    with pytest.raises(UsageError, match=r"song\.ogg exists"):
+        with storage.atomic_folder(music / "song.ogg"):
+            raise AssertionError("the block must not run")
+    assert (music / "song.ogg").read_text() == "mine"
+
+
+def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
+    with storage.atomic_folder(tmp_path) as inside:
+        storage.write_text(inside / "a.txt", "new")
+    assert storage.verify_manifest(tmp_path)
+
+
 # ---- the manifest
 
 

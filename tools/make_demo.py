@@ -10,6 +10,7 @@ suite lets the recogniser judge the 16-bit one's answer.
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ def make(run: Path, out: Path) -> None:
     """Write the demo folder from the walkthrough in ``run``."""
     results = read_json(run / "results.json")
     question = _question(run)
-    # Hydra's record of the corpus says what it was made from; no path of this machine goes along.
+    # Of the corpus only what it was made from: no path of this machine goes along.
     corpus = read_json(run / "corpus" / "domain.json")
     with atomic_folder(out) as folder:
         Pipeline.load(run / "model").save(folder / "model", dtype=torch.float16)
@@ -54,7 +55,7 @@ def make(run: Path, out: Path) -> None:
         )
 
 
-def _question(run: Path) -> dict[str, object]:
+def _question(run: Path) -> dict[str, Any]:
     """A held-out, plainly asked question that the merged model answered right."""
     for shard in sorted(run.glob("answers_merge_*")):
         for row in read_manifest(shard / "answers.jsonl"):
@@ -64,5 +65,18 @@ def _question(run: Path) -> dict[str, object]:
     raise UsageError(f"{run} answered no held-out colour question right: train longer")
 
 
+def main(words: list[str]) -> int:
+    """The command line; returns the exit code."""
+    if len(words) != 2:
+        print("usage: python tools/make_demo.py WALKTHROUGH_FOLDER OUT_FOLDER", file=sys.stderr)
+        return 2
+    try:
+        make(Path(words[0]), Path(words[1]))
+    except UsageError as error:
+        print(f"make_demo: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    make(Path(sys.argv[1]), Path(sys.argv[2]))
+    sys.exit(main(sys.argv[1:]))

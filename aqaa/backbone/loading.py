@@ -126,6 +126,7 @@ def load_backbone(folder: str | Path, *, layout: StreamLayout | None = None) -> 
             dtype=torch.float32,
             local_files_only=True,
             use_safetensors=True,
+            trust_remote_code=False,  # None would ask, then run what the folder brings
             output_loading_info=True,
         )
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:

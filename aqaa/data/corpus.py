@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aqaa.audio.file import read_audio
 from aqaa.audio.mel import HOP_SAMPLES, log_mel
-from aqaa.data.manifest import read_manifest
+from aqaa.data.manifest import read_manifest, sound_path
 from aqaa.errors import UsageError
 from aqaa.storage import read_json
 
@@ -45,7 +45,8 @@ class Corpus:
 
     def samples(self, part: dict[str, Any]) -> Tensor:
         """Samples (T,) of an audio part, 16 kHz."""
-        wave = read_audio(self.folder / part["path"], start_s=part["start"], end_s=part["end"])
+        path = sound_path(part["path"], self.folder)
+        wave = read_audio(path, start_s=part["start"], end_s=part["end"])
         return torch.from_numpy(wave.samples)
 
     def mels(self, parts: list[dict[str, Any]]) -> list[Tensor]:

@@ -118,13 +118,22 @@ TASKS: dict[str, Callable[[Material], Dialogue]] = {
 
 
 class Materials:
-    """Rows of one split with their codes, as turns."""
+    """Rows of one split with their codes, as turns: one question and its answer a row.
+
+    A row's system message, ``loss`` and ``weight`` are not read: the task decides what is learned.
+    """
 
     def __init__(self, corpus: Corpus, store: TokenStore, split: str) -> None:
         self._items = [self._build(row, store, split) for row in corpus.rows(split)]
 
     @staticmethod
     def _build(row: dict[str, Any], store: TokenStore, split: str) -> Material:
+        asked = sum(message["role"] in ("user", "human") for message in row["messages"])
+        if asked != 1:
+            raise UsageError(
+                f"row {row['id']} of {split}.jsonl has {asked} user messages: only dialogues of "
+                f"one question and one answer can be trained on"
+            )
         question = Turn("human", speech=[store[f"{split}/{row['id']}"]])
         spoken = store[f"answers/{row['meta']['answer_id']}"]
         return Material(row, question, Turn("assistant", answer_text(row), [spoken], loss=True))
@@ -178,6 +187,7 @@ class DialogueBatches:
 
     def bind(self, ids: Ids) -> None:
         """Use the ids of the backbone that is trained; its audio ids must be this store's codes."""
+        self.store.check_corpus(self._corpus)
         if ids.tokenizer_hash != self.store.tokenizer_hash:
             raise UsageError(
                 f"the backbone was made with tokenizers {ids.tokenizer_hash}, {self.store.folder} "

@@ -102,6 +102,18 @@ class Espeak:
         return phones
 
 
+def version() -> str:
+    """The synthesiser's version, which decides its sound; '' where it is not installed."""
+    try:
+        path, _ = _installed()
+    except UsageError:
+        return ""
+    library = ctypes.CDLL(path)
+    library.espeak_Info.restype = ctypes.c_char_p
+    found: bytes = library.espeak_Info(None)
+    return found.decode()
+
+
 def _seed(library: ctypes.CDLL) -> None:
     """Fix the generator of breath noise, which starts from the clock otherwise."""
     ctypes.CDLL(None).srand(1)  # the C library's, which older versions draw from

@@ -11,6 +11,8 @@ from aqaa.vocoder.flow import FlowVocoder
 from aqaa.vocoder.vocoder import Vocoder
 from aqaa.vocoder.waveform import WaveformHead
 
+_BOTH = "tokenize with question_books=both to hear questions too"
+
 
 def listen(
     *,
@@ -18,7 +20,7 @@ def listen(
     flow: str,
     waveform: str,
     out: str,
-    keys: Sequence[str] | None = None,
+    keys: Sequence[str] | str | None = None,
     count: int = 8,
 ) -> Path:
     """Write one WAV a clip; what cannot be heard here cannot be learned from these codes.
@@ -28,16 +30,31 @@ def listen(
         flow: folder of the vocoder's first network.
         waveform: folder of its second.
         out: folder of the WAVs, written as a whole.
-        keys: clips of the store (None: the first ``count`` that have both books).
+        keys: clips of the store, one or several (None: the first ``count`` with both books).
         count: how many.
     """
     store = TokenStore(source)
     vocoder = Vocoder(FlowVocoder.load(flow), WaveformHead.load(waveform))
-    chosen = list(keys) if keys else [k for k in store.keys() if store[k].groups][:count]
-    if not chosen:
-        raise UsageError(f"{source} holds no clip with both books: question_books=both stores them")
+    chosen = _chosen(store, keys, count)
     with atomic_folder(out) as folder:
         for key in chosen:
             sound = vocoder.speak(store[key])
             write_audio(folder / f"{key.replace('/', '-')}.wav", sound.samples, sound.rate_hz)
     return Path(out)
+
+
+def _chosen(store: TokenStore, keys: Sequence[str] | str | None, count: int) -> list[str]:
+    """Keys of clips that both books cover."""
+    if keys is None:
+        if count < 1:
+            raise UsageError(f"count={count}: at least one clip is needed")
+        chosen = [key for key in store.keys() if store[key].groups][:count]
+        if not chosen:
+            raise UsageError(f"{store.folder} holds no clip with both books: {_BOTH}")
+        return chosen
+    chosen = [keys] if isinstance(keys, str) else list(keys)
+    if not chosen:
+        raise UsageError("keys=[]: name at least one clip")
+    if bare := [key for key in chosen if not store[key].groups]:
+        raise UsageError(f"{store.folder} lacks a book of {bare[0]}: {_BOTH}")
+    return chosen

@@ -10,6 +10,8 @@ from aqaa.errors import UsageError
 from aqaa.signals import Waveform
 from aqaa.storage import write_text
 
+_DEEPEST = 64
+
 
 def read_manifest(path: str | Path) -> list[dict[str, Any]]:
     """All rows of a manifest; blank lines are skipped.
@@ -21,23 +23,47 @@ def read_manifest(path: str | Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UsageError(f"the manifest {path} does not exist")
     rows = []
-    with open(path, encoding="utf-8") as lines:
+    with open(path, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                rows.append(_row(line, f"{path}:{number}"))
+                row, problem = parse_row(line)
+                if problem:
+                    hint = "`aqaa data validate` lists all findings"
+                    raise UsageError(f"{path}:{number} is {problem}; {hint}")
+                rows.append(row)
     return rows
 
 
-def _row(line: str, place: str) -> dict[str, Any]:
+def parse_row(line: bytes) -> tuple[dict[str, Any], str]:
+    """The row of a line; or {} and what the line is instead, to be said after "is"."""
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UsageError(
-            f"{place} is not valid JSON: {error}; `aqaa data validate` lists all findings"
-        ) from None
+        row = json.loads(line.decode("utf-8-sig"), parse_constant=_refuse_constant)
+        deep = isinstance(row, dict) and _is_deep(row)
+        json.dumps(row, ensure_ascii=False).encode()  # halves of a character could not be printed
+    except RecursionError:
+        deep = True
+    except ValueError as error:
+        return {}, f"not valid JSON: {error}"
+    if deep:
+        return {}, f"not a row: nested deeper than {_DEEPEST} levels"
     if not isinstance(row, dict):
-        raise UsageError(f"{place} must be a JSON object, not {type(row).__name__}")
-    return row
+        return {}, f"not a JSON object but a {type(row).__name__}"
+    return row, ""
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _is_deep(row: dict[str, Any]) -> bool:
+    """Whether a row is nested deeper than any of ours; what recurses over it could not end."""
+    level: list[Any] = [row]
+    for _ in range(_DEEPEST):
+        inner = [i for v in level for i in (v.values() if isinstance(v, dict) else v)]
+        level = [i for i in inner if isinstance(i, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def write_manifest(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -46,10 +72,29 @@ def write_manifest(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
+def sound_path(path: str, root: str | Path) -> Path:
+    """Where an audio part's ``path`` lies, which is below ``root``, the manifest's folder.
+
+    Raises:
+        UsageError: it leads out of the folder: a manifest from elsewhere may name any file.
+    """
+    root = Path(root)
+    try:
+        inside = (root / path).resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError, ValueError):  # a ring of links, a name no system can hold
+        inside = False
+    if not inside:
+        raise UsageError(
+            f"audio file {path!r} does not lie below {root}: "
+            "copy it there and name it relative to the manifest"
+        )
+    return root / path
+
+
 def clip(part: dict[str, Any], root: Path) -> Waveform:
     """The sound of an audio part at 16 kHz: ``path``, from ``start`` to ``end`` (s) if given."""
     if "path" not in part:
         raise UsageError(f"this audio part names no file: {json.dumps(part)[:120]}")
     return read_audio(
-        Path(root) / part["path"], start_s=part.get("start") or 0.0, end_s=part.get("end")
+        sound_path(part["path"], root), start_s=part.get("start") or 0.0, end_s=part.get("end")
     )

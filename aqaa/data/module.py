@@ -23,7 +23,7 @@ class Batches(Protocol):
 class _Steps(IterableDataset):
     """Every ``stride``-th batch from ``start`` on, without end; ``repeat`` keeps to a few."""
 
-    def __init__(self, source: Batches, start: int, stride: int, repeat: int | None) -> None:
+    def __init__(self, source: Batches, *, start: int, stride: int, repeat: int | None) -> None:
         self._source = source
         self._start = start
         self._stride = stride
@@ -58,7 +58,8 @@ class DataModule(pl.LightningDataModule):
         if self.trainer is not None:
             taken = self.trainer.global_step * self._accumulate
             rank, ranks = self.trainer.global_rank, self.trainer.world_size
-        steps = _Steps(self.source, taken * ranks + rank, ranks, self._repeat)
+        start = taken * ranks + rank
+        steps = _Steps(self.source, start=start, stride=ranks, repeat=self._repeat)
         return DataLoader(steps, batch_size=None, num_workers=0)
 
     def val_dataloader(self) -> DataLoader:

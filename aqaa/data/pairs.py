@@ -35,7 +35,8 @@ def pairs(
 
     An answer scores 1 if its text is the expected one, else 0 (the objective 0/1 judgement of
     Step-Audio's RLHF). Where no sample is right, the corpus' own answer is chosen; where all are,
-    there is no pair.
+    there is no pair. A wrong sample without any text is left out: as a sequence it would be an
+    answer in sound alone, and the preference would say nothing of the text.
 
     Args:
         model: backbone folder to sample from; it becomes the reference of the optimisation.
@@ -48,13 +49,14 @@ def pairs(
         code_noise: share of the question's codes replaced, so that a good model errs at all.
         seed: of questions, noise and samples.
     """
-    for parent in (model, corpus, tokens):
-        lineage.parent(parent)
+    parents = {"model": model, "corpus": corpus, "tokens": tokens}
+    hashes = {name: lineage.parent(path).hash for name, path in parents.items()}
     backbone = load_backbone(model)
     store = TokenStore(tokens)
     if backbone.ids.tokenizer_hash != store.tokenizer_hash:
         raise UsageError(f"{model} and {tokens} were made with different tokenizers")
     source = Corpus(corpus)
+    store.check_corpus(source)
     rows = source.rows("train")
     rng = random.Random(seed)
     rows = rng.sample(rows, min(prompts, len(rows)))
@@ -70,10 +72,13 @@ def pairs(
         pair for row in track(rows, "sampling answers") if (pair := maker.pair(row)) is not None
     ]
     if not found:
-        raise UsageError(f"all answers to {len(rows)} questions were right: raise code_noise")
+        raise UsageError(
+            f"{len(rows)} questions brought no wrong answer with a text: raise code_noise"
+        )
     with atomic_folder(out) as folder:
         write_manifest(folder / "pairs.jsonl", found)
-        write_json(folder / "meta.json", {"prompts": len(rows), "pairs": len(found), "seed": seed})
+        meta = {"prompts": len(rows), "pairs": len(found), "seed": seed, "parents": hashes}
+        write_json(folder / "meta.json", meta)
 
 
 class _PairMaker:
@@ -100,14 +105,14 @@ class _PairMaker:
         self._generator = torch.Generator().manual_seed(rng.getrandbits(48))
 
     def pair(self, row: dict[str, Any]) -> dict[str, Any] | None:
-        """The preference row of one question, None where every sample was right."""
+        """The preference row of one question, None where no sample with a text was wrong."""
         question = self._noisy(self._store[f"train/{row['id']}"])
         expected = answer_text(row)
         ids = self._backbone.ids
         turns = [Turn("human", speech=[question])]
         prompt = ids.layout.prompt(turns, ids.text, ids.vocabulary)
         answers = [self._write(prompt) for _ in range(self._samples)]
-        wrong = [a for a in answers if self._text(a) != expected]
+        wrong = [a for a in answers if self._text(a) not in ("", expected)]
         right = [a for a in answers if self._text(a) == expected]
         if not wrong:
             return None

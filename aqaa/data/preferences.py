@@ -13,12 +13,14 @@ from aqaa.errors import UsageError
 from aqaa.signals import CodePair, Role, Turn
 from aqaa.storage import sha256_file
 
+_SIDES = ("chosen", "rejected")
+
 
 class PreferenceBatch(NamedTuple):
     """Answers 0..B-1 are chosen, B..2B-1 rejected, of ``pairs`` (B,).
 
     ``input_ids``, ``targets``, ``slots`` (2B, T); ``keep`` (2B, T) is 1 where the target is not an
-    audio id or marker, the indicator of Eq. 2.
+    audio id or marker, the indicator of Eq. 2; ``<|EOT|>`` is a text id.
     """
 
     pairs: list[int]
@@ -34,8 +36,8 @@ class PreferenceBatches:
     Args:
         pairs: folder of `aqaa data pairs`.
         batch: pairs a step.
-        mask: ``audio`` leaves audio ids and markers out of the preference (paper), ``none`` keeps
-            all.
+        mask: ``audio`` leaves audio ids and markers, ``<text_end>`` among them, out of the
+            preference (paper); ``none`` keeps all.
         seed: decides the order.
     """
 
@@ -46,6 +48,9 @@ class PreferenceBatches:
         self.rows = read_manifest(self._file)
         if not self.rows:
             raise UsageError(f"{self._file} holds no pair")
+        for row in self.rows:
+            for side in _SIDES:
+                answers(row, side)
         self._batch = min(batch, len(self.rows))
         self.mask = mask
         self._seed = seed
@@ -84,10 +89,11 @@ class PreferenceBatches:
         assert self._ids is not None, "bind() comes before the first batch"
         ids, audio_from = self._ids, self._ids.vocabulary.linguistic_start
         streams = []
-        for side in ("chosen", "rejected"):
+        for side in _SIDES:
             for i in pairs:
                 row = self.rows[i]
-                dialogue = [turn(row["prompt"][0]), turn(row[side][0], loss=True)]
+                dialogue = [turn(m) for m in row["prompt"]]
+                dialogue += [turn(m, loss=True) for m in answers(row, side)]
                 streams.append(ids.layout.encode(dialogue, ids.text, ids.vocabulary))
         longest = max(len(s.ids) for s in streams) - 1
         shape = (len(streams), longest)
@@ -99,9 +105,19 @@ class PreferenceBatches:
             targets[i, :n] = torch.tensor(stream.ids[1:])
             slots[i, :n] = torch.tensor(stream.slots[1:])
         keep = torch.ones(shape) if self.mask == "none" else (targets < audio_from).float()
-        # The end of the text is a decision of the text, though its id is a marker.
-        keep[targets == ids.vocabulary.text_end] = 1.0
         return PreferenceBatch(pairs, inputs, targets, slots, keep)
+
+
+def answers(row: dict[str, Any], side: str) -> list[dict[str, Any]]:
+    """The messages of one side that answer the prompt; a side may repeat the prompt first."""
+    prompt, messages = row["prompt"], row[side]
+    found = messages[len(prompt) :] if messages[: len(prompt)] == prompt else messages
+    if not found or any(message["role"] != "assistant" for message in found):
+        raise UsageError(
+            f"{side} of the pair {row['id']} must be messages of the assistant, after nothing or "
+            f"after the prompt's own messages"
+        )
+    return found
 
 
 def turn(message: dict[str, Any], *, loss: bool = False) -> Turn:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from aqaa.data import domain
+from aqaa.data import domain, espeak
 from aqaa.data.domain import Question, Style
 from aqaa.data.manifest import write_manifest
 from aqaa.data.shards import Clip, Utterance, speak
@@ -15,7 +16,7 @@ from aqaa.errors import UsageError
 from aqaa.storage import MANIFEST, atomic_folder, read_json, verify_manifest, write_json
 
 SPLITS = ("train", "validation", "test")
-FORMAT = 1
+FORMAT = 2
 
 
 def synthesize(
@@ -78,6 +79,14 @@ def _settings(counts: dict[str, int], seed: int, families: Sequence[str] | None)
         "styles": [style.name for style in domain.STYLES],
         "voices": {split: list(voices) for split, voices in domain.VOICES.items()},
         "speakers": [domain.ANSWER_VOICE],
+        "spoken": {
+            "synthesiser": espeak.version(),
+            "styles": [asdict(style) for style in domain.STYLES],
+            "styled_families": list(domain.STYLED_FAMILIES),
+            "family_weights": dict(domain.FAMILIES),
+            "question_rates_wpm": list(domain.QUESTION_RATES_WPM),
+            "question_pitches": list(domain.QUESTION_PITCHES),
+        },
     }
 
 
@@ -85,17 +94,20 @@ def _finished(out: Path, settings: dict[str, Any]) -> bool:
     """Whether ``out`` is this very corpus, undamaged; a folder of anything else is refused."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
-    if not (out / "domain.json").is_file():
+    if not all((out / name).is_file() for name in ("domain.json", MANIFEST)):
         raise UsageError(
             f"{out} exists and is no corpus of ours; choose another folder or remove it"
         )
-    if not (out / MANIFEST).is_file():
-        return False
     try:
         verify_manifest(out)
         stored = read_json(out / "domain.json")
     except UsageError:
         return False  # cut or damaged: made again
+    if not isinstance(stored, dict):
+        return False
+    spoken = stored.get("spoken")
+    if isinstance(spoken, dict) and not settings["spoken"]["synthesiser"]:
+        spoken["synthesiser"] = ""  # a finished corpus is used where none could be made
     return {key: value for key, value in stored.items() if key != "phones"} == settings
 
 

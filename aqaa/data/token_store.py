@@ -46,6 +46,14 @@ class TokenStore:
         """Folder of those tokenizers."""
         return self.folder / "tokenizer"
 
+    def check_corpus(self, corpus: Corpus) -> None:
+        """Refuse a corpus that these codes were not made from: its ids may name other clips."""
+        if tree_hash(corpus.folder) != self.meta["corpus_hash"]:
+            raise UsageError(
+                f"{self.folder} holds codes of another corpus than {corpus.folder}, or of an "
+                f"earlier one in its place: run `aqaa data tokenize {corpus.folder}` again"
+            )
+
     def keys(self) -> list[str]:
         """Keys of all clips, in the order they are stored."""
         return list(self._place)

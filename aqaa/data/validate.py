@@ -1,18 +1,19 @@
 """All that is wrong with a manifest, in one pass that writes nothing.
 
-E001 bad JSON; E002 missing or unknown field; E003 role order; E004 audio file missing; E005 audio
-unreadable, empty or not finite; E006 code out of range; E007 books not about 2:3; E008 id twice;
-E009 chosen is rejected; E010 a pair's prompts differ; E011 empty target; E012 unknown label;
-W101 rate below 16 kHz; W102 clipping or silence; W103 implausible pace; W104 too long; W105 same
-sound twice; W106 a question that is trained on too. W102 and W105 need ``deep``.
+E001 bad JSON; E002 missing, unknown or unfit field; E003 role order; E004 audio file missing or
+outside the manifest's folder; E005 audio unreadable, empty or not finite; E006 code out of range;
+E007 books not about 2:3; E008 id twice; E009 chosen is rejected; E010 a pair's prompts differ; E011
+empty target; E012 unknown label; W101 rate below 16 kHz; W102 clipping or silence; W103 implausible
+pace; W104 too long; W105 same sound twice; W106 a question that is trained on too. W102 and W105
+need ``deep``.
 """
 
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from aqaa.data.manifest import parse_row
 from aqaa.data.validate_rows import Labels, check_row
 from aqaa.data.validate_sound import Ear, Place, place_of
 from aqaa.errors import UsageError
@@ -33,7 +34,8 @@ class Finding:
 
     def __str__(self) -> str:
         """One line: ``file:line id code message``."""
-        return f"{self.file}:{self.line} {self.id} {self.code} {self.message}"
+        text = f"{self.file}:{self.line} {self.id} {self.code} {self.message}"
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def validate(*, manifest: str | Path, deep: bool = False, max_tokens: int = 8192) -> list[Finding]:
@@ -52,13 +54,13 @@ def validate(*, manifest: str | Path, deep: bool = False, max_tokens: int = 8192
         raise UsageError(f"the manifest {path} does not exist")
     trained = _trained(path) if path.name != TRAINING else frozenset()
     ear = Ear(root=path.parent, deep=deep, max_tokens=max_tokens, trained=trained)
-    labels = _labels(path.parent / LABELS)
     findings: list[Finding] = []
+    labels = _labels(path.parent / LABELS, findings)
     first_line: dict[str, int] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
-        row, problem = _parsed(line)
+        row, problem = parse_row(line)
         name = str(row.get("id", "-"))
 
         def add(code: str, message: str, number: int = number, name: str = name) -> None:
@@ -73,27 +75,22 @@ def validate(*, manifest: str | Path, deep: bool = False, max_tokens: int = 8192
     return findings
 
 
-def _parsed(line: bytes) -> tuple[dict[str, Any], str]:
-    """The row of a line, or {} and what is wrong with it."""
-    try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        return {}, f"not valid JSON: {error}"
-    if not isinstance(row, dict):
-        return {}, f"must be a JSON object, not {type(row).__name__}"
-    return row, ""
-
-
-def _labels(path: Path) -> Labels:
+def _labels(path: Path, findings: list[Finding]) -> Labels:
     """Labels that a corpus declares; any label where it declares none."""
     if not path.is_file():
         return Labels()
-    declared, _ = _parsed(path.read_bytes())
-    speakers, styles = declared.get("speakers"), declared.get("styles")
-    return Labels(
-        speakers=None if speakers is None else frozenset(speakers),
-        styles=None if styles is None else frozenset(styles),
-    )
+    declared, problem = parse_row(path.read_bytes())
+    if problem:
+        findings.append(Finding(str(path), 1, "-", "E001", problem))
+    known: dict[str, frozenset[str] | None] = {}
+    for key in ("speakers", "styles"):
+        names = declared.get(key)
+        fits = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if names is not None and not fits:
+            message = f"field {key!r} must be a list of texts"
+            findings.append(Finding(str(path), 1, "-", "E002", message))
+        known[key] = frozenset(names) if isinstance(names, list) and fits else None
+    return Labels(**known)
 
 
 def _trained(path: Path) -> frozenset[Place]:
@@ -103,7 +100,7 @@ def _trained(path: Path) -> frozenset[Place]:
         return frozenset()
     found: set[Place] = set()
     for line in training.read_bytes().splitlines():
-        row, _ = _parsed(line)
+        row, _ = parse_row(line)
         rows = check_row(row, Labels(), _ignore) if row else None
         found.update(place_of(a.part) for a in (rows.audio if rows else []) if a.human)
     return frozenset(place for place in found if place[0])

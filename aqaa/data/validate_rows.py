@@ -1,5 +1,6 @@
 """What a manifest row may look like: kinds, fields, roles, targets, codes, labels (no sound)."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,8 @@ _PART_FIELDS = {
     "text": {"type", "text"},
     "audio": {"type", "path", "start", "end", "sr", "text", "phones", "codes", "ref"},
 }
+_SAFE_ID = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,200}")
+_LONGEST_S = 1e7  # four months
 _HUMAN = ("user", "human")
 _ROLES = ("system", *_HUMAN, "assistant")
 _BOOKS = {
@@ -73,7 +76,9 @@ def check_row(row: dict[str, Any], labels: Labels, add: Add) -> Row:
     kind = row.get("kind") or _inferred(row)
     if not isinstance(row.get("id"), str) or not row["id"]:
         add("E002", "field 'id' is missing or no text")
-    if kind not in _REQUIRED:
+    elif not _SAFE_ID.fullmatch(row["id"]):
+        add("E002", "field 'id' names files: letters, digits, . _ - only, and no . in front")
+    if not isinstance(kind, str) or kind not in _REQUIRED:
         add("E002", f"kind {kind!r} is not one of {', '.join(_REQUIRED)}")
         return Row()
     missing = sorted(_REQUIRED[kind] - set(row))
@@ -181,7 +186,7 @@ def _check_message(
     for i, part in enumerate(content):
         place = f"{name}.content[{i}]"
         kind = part.get("type")
-        if kind not in _PART_FIELDS:
+        if not isinstance(kind, str) or kind not in _PART_FIELDS:
             add("E002", f"type {kind!r} of {place} is not text or audio")
             continue
         for key in sorted(set(part) - _PART_FIELDS[kind]):
@@ -199,9 +204,15 @@ def _check_audio(part: Any, name: str, audio: AudioPart, found: Row, add: Add) -
         return
     if not any(part.get(key) for key in ("path", "codes", "ref")):
         add("E002", f"{name} has neither path nor codes nor ref")
-    bad = [k for k in ("start", "end") if not isinstance(part.get(k, 0.0), int | float)]
-    if bad or not isinstance(part.get("path", ""), str):
-        add("E002", f"{name} needs a text as path and seconds as start and end")
+    start_s, end_s = part.get("start", 0.0), part.get("end", _LONGEST_S)
+    if not (_is_number(start_s) and _is_number(end_s) and 0 <= start_s < end_s <= _LONGEST_S):
+        add("E002", f"{name} needs seconds as start and end, 0 <= start < end")
+        return
+    if not isinstance(part.get("path", ""), str):
+        add("E002", f"{name} needs a text as path")
+        return
+    if not _is_number(part.get("sr", 1)) or part.get("sr", 1) <= 0:
+        add("E002", f"{name} needs samples a second as sr, a number")
         return
     if "codes" in part:
         _check_codes(part["codes"], name, add)
@@ -232,6 +243,10 @@ def _check_labels(holder: dict[str, Any], labels: Labels, add: Add) -> None:
         value = holder.get(key)
         if known is not None and isinstance(value, str) and value not in known:
             add("E012", f"{key} {value!r} is not one of {', '.join(sorted(known))}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_list_of_objects(value: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from aqaa.audio.file import SILENT_PEAK, file_rate_hz
-from aqaa.data.manifest import clip
+from aqaa.data.manifest import clip, sound_path
 from aqaa.data.validate_rows import Add, AudioPart, Row
 from aqaa.errors import UsageError
 from aqaa.signals import AUDIO_TOKEN_RATE_HZ, QUESTION_RATE_HZ, SEMANTIC_RATE_HZ
@@ -66,9 +66,8 @@ class Ear:
         return seconds
 
     def _check_file(self, part: dict[str, Any], place: Place, add: Add) -> float | None:
-        path = self.root / part["path"]
-        if not path.is_file():
-            add("E004", f"audio file {path} does not exist")
+        path = self._found(part["path"], add)
+        if path is None:
             return None
         if part.get("sr", QUESTION_RATE_HZ) < QUESTION_RATE_HZ:
             add("W101", f"{path} is declared at {part['sr']} Hz, below {QUESTION_RATE_HZ}")
@@ -80,6 +79,21 @@ class Ear:
             add("E005", f"audio file {path} is empty")
             return None
         return None if place[2] is None else place[2] - place[1]
+
+    def _found(self, name: str, add: Add) -> Path | None:
+        """Where the file lies."""
+        try:
+            path = sound_path(name, self.root)
+            there = path.is_file()
+        except UsageError as error:
+            add("E004", str(error))
+            return None
+        except OSError:  # a name too long to be a file's
+            there = False
+        if not there:
+            add("E004", f"audio file {self.root / name} does not exist")
+            return None
+        return path
 
     def _listen(self, part: dict[str, Any], path: Path, add: Add) -> float | None:
         """Open one stretch; its length in seconds."""

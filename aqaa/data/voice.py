@@ -64,6 +64,7 @@ class FlowBatches:
     ) -> None:
         self.store = TokenStore(tokens)
         source = Corpus(corpus)
+        self.store.check_corpus(source)
         keys = sorted(source.answers)
         self._codes = [self.store[f"answers/{key}"] for key in keys]
         self._mels = source.mels([source.answers[key]["audio"] for key in keys])
@@ -152,7 +153,7 @@ class WaveformBatches:
 
     def _place(self, rng: random.Random) -> tuple[int, int]:
         clip = rng.randrange(len(self._mels))
-        return clip, rng.randrange(max(1, self._mels[clip].shape[1] - self._frames))
+        return clip, rng.randrange(max(1, self._mels[clip].shape[1] - self._frames + 1))
 
     def _collate(self, places: list[tuple[int, int]]) -> WaveformBatch:
         mels, samples = [], []

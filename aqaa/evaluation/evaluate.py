@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from aqaa.audio.file import read_audio
 from aqaa.data.corpus import Corpus
 from aqaa.data.domain import EXTRA_PRONUNCIATIONS
 from aqaa.data.manifest import write_manifest
 from aqaa.errors import UsageError
 from aqaa.evaluation.infer import infer
+from aqaa.evaluation.judge import judge
 from aqaa.evaluation.measure import control, summarise
 from aqaa.evaluation.prosody import Prosody, prosody
 from aqaa.evaluation.recognise import Recogniser
@@ -46,22 +46,23 @@ def evaluate(
     source = Corpus(corpus)
     pipeline = load_model(model, organs or {})
     part, parts = _shard(shard)
+    if rows < 1:
+        raise UsageError(f"rows={rows}: at least one question is needed")
     recogniser = Recogniser(source.domain["answers"], EXTRA_PRONUNCIATIONS)
     asked = source.rows(split)[:rows][part::parts]
     with atomic_folder(out) as folder:
-        judged = []
-        for row in infer(pipeline, source, asked, model=name, out=folder):
-            said = read_audio(folder / row["answer"]).samples if row["answer"] else None
-            judged.append({**row, "heard": recogniser(said) if said is not None else ""})
+        answered = infer(pipeline, source, asked, model=name, out=folder)
+        judged = judge(answered, recogniser, folder)
         write_manifest(folder / "answers.jsonl", judged)
-        flat, details = summarise(judged)
-        ratios = control(judged, folder=folder, plain=plain_clips(source))
+        flat, details = summarise(judged, split=split)
+        plain = plain_clips(source)
+        ratios = control(judged, folder=folder, plain=plain)
         write_json(folder / "results.json", {**flat, "details": details, "control": ratios})
         if yardsticks:
             found: dict[str, Any] = dict(
                 measure_yardsticks(source, pipeline.tokenizer, pipeline.vocoder, recogniser)
             )
-            found["plain"] = {k: vars(v) for k, v in plain_clips(source).items()}
+            found["plain"] = {k: vars(v) for k, v in plain.items()}
             write_json(folder / "yardsticks.json", found)
     return Path(out)
 

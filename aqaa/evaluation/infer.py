@@ -1,11 +1,14 @@
 """Let a model answer a split's spoken questions: one WAV and one row an answer."""
 
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from aqaa.audio.file import write_audio
 from aqaa.data.corpus import Corpus, answer_text, question_part
+from aqaa.errors import UsageError
 from aqaa.pipeline import Pipeline, Reply
 from aqaa.signals import QUESTION_RATE_HZ, Waveform
 from aqaa.vocabulary import MARKERS, Vocabulary
@@ -24,13 +27,21 @@ def infer(
         out: folder; sounds go to ``out/audio``.
 
     Yields:
-        Answer rows; ``answer`` is '' where nothing was said.
+        Answer rows; ``answer`` is '' where nothing was said, ``seconds`` the wall time from the
+        question's samples to the answer's, ``duration_s`` the length of the answer's sound.
+
+    Raises:
+        UsageError: an id or the model's name cannot be part of a file name.
     """
+    for name in (model, *(str(row["id"]) for row in rows)):
+        _check_name(name)
     (out / "audio").mkdir(parents=True, exist_ok=True)
     for row in rows:
         samples = corpus.samples(question_part(row)).numpy()
         question = Waveform(samples, QUESTION_RATE_HZ)
+        begun = time.perf_counter()
         reply = pipeline.reply(pipeline.listen(question))
+        seconds = time.perf_counter() - begun
         asked, said = f"audio/{row['id']}-question.wav", f"audio/{row['id']}-{model}.wav"
         write_audio(out / asked, samples, QUESTION_RATE_HZ)
         if reply.sound is not None:
@@ -46,8 +57,16 @@ def infer(
             "complete": reply.complete,
             **{key: row["meta"][key] for key in ("family", "style", "voice", "held_out")},
             "tokens": tokens(reply, pipeline.backbone.ids.vocabulary, pipeline),
-            "seconds": reply.sound.duration_s if reply.sound is not None else 0.0,
+            "duration_s": reply.sound.duration_s if reply.sound is not None else 0.0,
+            "seconds": round(seconds, 4),
         }
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+        raise UsageError(
+            f"{name!r} names sound files and so may hold only letters, digits, '.', '_' and '-'"
+        )
 
 
 def tokens(reply: Reply, vocabulary: Vocabulary, pipeline: Pipeline) -> list[list[Any]]:

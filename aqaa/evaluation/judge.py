@@ -14,10 +14,7 @@ Ear = Callable[[np.ndarray], str]
 
 
 def judge(
-    rows: Iterable[Mapping[str, Any]],
-    recogniser: Ear,
-    folder: str | Path,
-    advance: Callable[[], object] = lambda: None,
+    rows: Iterable[Mapping[str, Any]], recogniser: Ear, folder: str | Path
 ) -> list[dict[str, Any]]:
     """The rows with ``heard`` filled in; '' where the model said nothing.
 
@@ -25,7 +22,6 @@ def judge(
         rows: answer rows; ``answer`` is a WAV below ``folder``, or empty.
         recogniser: samples (T,) at 16 kHz to the sentence heard.
         folder: where the rows' sounds lie.
-        advance: called after each row, for a progress bar.
     """
     judged = []
     for row in rows:
@@ -33,26 +29,16 @@ def judge(
             recogniser(read_audio(Path(folder) / row["answer"]).samples) if row["answer"] else ""
         )
         judged.append({**row, "heard": heard})
-        advance()
     return judged
 
 
-def ground_truth(
-    clips: Iterable[Mapping[str, Any]],
-    recogniser: Ear,
-    root: str | Path,
-    advance: Callable[[], object] = lambda: None,
-) -> Figure:
+def ground_truth(clips: Iterable[Mapping[str, Any]], recogniser: Ear, root: str | Path) -> Figure:
     """Share of the original answer clips recognised as what they say.
 
     Args:
         clips: rows of a corpus's ``answers.jsonl``.
         recogniser: samples (T,) at 16 kHz to the sentence heard.
         root: the corpus folder.
-        advance: called after each clip, for a progress bar.
     """
-    hits = []
-    for row in clips:
-        hits.append(recogniser(clip(row["audio"], Path(root)).samples) == row["text"])
-        advance()
+    hits = [recogniser(clip(row["audio"], Path(root)).samples) == row["text"] for row in clips]
     return figure(sum(hits), len(hits), "original answer clips")

@@ -5,7 +5,7 @@ A figure is ``{"value", "n", "ci95", "split"}``. What could not be measured is N
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ Figure = dict[str, Any]
 
 MERGED = "merge"
 MODELS = (MERGED, "sft_1", "sft_2", "dpo")
-SPLIT = "test, unseen voices"
+# What each model set out from, and so must not fall below.
+ORIGINS = {"sft_2": ("sft_1",), "dpo": ("sft_1",), MERGED: ("sft_1", "sft_2", "dpo")}
 Z95 = 1.959963984540054
 
 
@@ -72,6 +73,18 @@ def unmeasured(reason: str, split: str) -> Figure:
     return {"value": None, "n": 0, "ci95": None, "split": split, "reason": reason}
 
 
+def sign_test(wins: int, losses: int) -> float:
+    """Exact two-sided p of so uneven a split by fair coin (McNemar's test, ties left out)."""
+    n = wins + losses
+    tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def split_label(split: str) -> str:
+    """A split of the corpus as figures name it, with whose voices ask in it."""
+    return f"{split}, {'training' if split == 'train' else 'unseen'} voices"
+
+
 # ---- answers
 
 
@@ -103,40 +116,91 @@ def main_model(rows: Iterable[Row]) -> str:
     return MERGED if MERGED in names or not names else names[0]
 
 
-def summarise(rows: list[dict[str, Any]]) -> tuple[dict[str, float | None], dict[str, Figure]]:
+def summarise(
+    rows: list[dict[str, Any]], *, split: str = "test"
+) -> tuple[dict[str, float | None], dict[str, Figure]]:
     """Flat headline values of the main model, and every figure behind them.
 
     Keys of the details: ``METRIC``, ``METRIC.held_out``, ``METRIC.trained``,
-    ``METRIC.family.NAME``, ``METRIC.style.NAME`` for the main model, and ``MODEL.METRIC`` with
-    ``.held_out`` and ``.trained`` for the others.
+    ``METRIC.family.NAME``, ``METRIC.style.NAME`` for the main model, ``MODEL.METRIC`` with
+    ``.held_out`` and ``.trained`` for the others, and what :func:`paired` adds.
+
+    Args:
+        rows: judged answer rows.
+        split: the corpus split whose questions they answer.
     """
-    main = main_model(rows)
+    main, label = main_model(rows), split_label(split)
     mine = [row for row in rows if row["model"] == main]
     details: dict[str, Figure] = {}
     for metric in METRICS:
-        details |= _combinations(metric, metric, mine)
+        details |= _combinations(metric, metric, mine, label)
         for kind in ("family", "style"):
             for name in sorted({row[kind] for row in mine}):
                 part = [row for row in mine if row[kind] == name]
-                details[f"{metric}.{kind}.{name}"] = _share(metric, part, f"{SPLIT}, {kind} {name}")
+                details[f"{metric}.{kind}.{name}"] = _share(metric, part, f"{label}, {kind} {name}")
     for model in dict.fromkeys(row["model"] for row in rows if row["model"] != main):
         theirs = [row for row in rows if row["model"] == model]
         for metric in METRICS:
-            details |= _combinations(f"{model}.{metric}", metric, theirs)
+            details |= _combinations(f"{model}.{metric}", metric, theirs, label)
+    details |= paired(rows, label)
     return {metric: details[metric]["value"] for metric in METRICS}, details
 
 
-def _combinations(key: str, metric: str, rows: list[dict[str, Any]]) -> dict[str, Figure]:
+def paired(rows: list[dict[str, Any]], label: str) -> dict[str, Figure]:
+    """Each model beside what it set out from, on exactly the questions both answered.
+
+    Models may have answered different numbers of questions, and only these compare.
+    ``MODEL.METRIC.beside.OTHER`` is MODEL's share of them, ``MODEL.METRIC.over.OTHER`` the share
+    that MODEL got right and OTHER did not; both are kept either way round.
+    """
+    asked: dict[str, dict[Any, Row]] = {}
+    for row in rows:
+        asked.setdefault(row["model"], {})[row["id"]] = row
+    details = {}
+    for pair in pairs(asked):
+        shared = [name for name in asked[pair[0]] if name in asked[pair[1]]]
+        for one, other in (pair, pair[::-1]):
+            mine, theirs = ([asked[model][name] for name in shared] for model in (one, other))
+            where = f"{label}, questions that {other} answered too"
+            for metric in METRICS:
+                details[f"{one}.{metric}.beside.{other}"] = _share(metric, mine, where)
+                details[f"{one}.{metric}.over.{other}"] = _only(metric, mine, theirs, where)
+    return details
+
+
+def pairs(models: Iterable[str]) -> list[tuple[str, str]]:
+    """(model, what it set out from) wherever both are among ``models``."""
+    names = set(models)
+    return [
+        (model, origin)
+        for model, origins in ORIGINS.items()
+        for origin in origins
+        if {model, origin} <= names
+    ]
+
+
+def _only(metric: str, mine: list[Row], theirs: list[Row], where: str) -> Figure:
+    for rows in (mine, theirs):
+        if (share := _share(metric, rows, where))["value"] is None:
+            return share
+    right = METRICS[metric]
+    hits = sum(right(a) and not right(b) for a, b in zip(mine, theirs, strict=True))
+    return figure(hits, len(mine), where)
+
+
+def _combinations(
+    key: str, metric: str, rows: list[dict[str, Any]], label: str
+) -> dict[str, Figure]:
     held_out = [row for row in rows if row["held_out"]]
     trained = [row for row in rows if not row["held_out"]]
     return {
-        key: _share(metric, rows, SPLIT),
-        f"{key}.held_out": _share(metric, held_out, f"{SPLIT}, held-out combinations"),
-        f"{key}.trained": _share(metric, trained, f"{SPLIT}, trained combinations"),
+        key: _share(metric, rows, label),
+        f"{key}.held_out": _share(metric, held_out, f"{label}, held-out combinations"),
+        f"{key}.trained": _share(metric, trained, f"{label}, trained combinations"),
     }
 
 
-def _share(metric: str, rows: list[dict[str, Any]], split: str) -> Figure:
+def _share(metric: str, rows: Sequence[Row], split: str) -> Figure:
     silent = sum(row.get("heard") is None for row in rows)
     if silent and metric != "text_correct":
         return unmeasured(f"{silent} of {len(rows)} answers were not judged", split)

@@ -81,14 +81,23 @@ def _lead(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "No question was answered in this run."
     value = results.get("answers_correct")
-    took = [row["seconds"] for row in rows if row.get("seconds") is not None]
-    speed = f" An answer took {sum(took) / len(took):.2f} s on average." if took else ""
+    speed = _speed(rows)
     if value is None:
         return f"{len(rows):,} questions were answered; they were not judged.{speed}"
     return (
         f"{len(rows):,} questions, asked by voices the model never heard, were answered aloud. "
         f"A recogniser understood the right answer in {percent(value)} of them.{speed}"
     )
+
+
+def _speed(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How long answers took to make, and how long they sound."""
+    took = [row["seconds"] for row in rows if row.get("seconds") is not None]
+    lasts = [row["duration_s"] for row in rows if row.get("duration_s")]
+    said = f" An answer took {sum(took) / len(took):.2f} s to make" if took else ""
+    if lasts:
+        said += f"{' and' if took else ' An answer'} lasts {sum(lasts) / len(lasts):.2f} s"
+    return f"{said} on average." if said else ""
 
 
 def _cards(

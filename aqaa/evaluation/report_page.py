@@ -12,6 +12,8 @@ from aqaa.evaluation.measure import (
     RESYNTHESIS_FLOOR,
     Figure,
     Floor,
+    pairs,
+    sign_test,
 )
 from aqaa.evaluation.report_lineage import duration, size
 
@@ -29,8 +31,7 @@ HEADLINES = {
     ),
 }
 MODEL_NAMES = {"merge": "merged", "sft_1": "SFT 1", "sft_2": "SFT 2", "dpo": "DPO"}
-# What each model set out from, and so must not fall below.
-BASES = {"sft_2": ("sft_1",), "dpo": ("sft_1",), "merge": ("sft_1", "sft_2", "dpo")}
+CHANCE_P = 0.05  # from here on a difference may well be chance
 
 
 def percent(value: float | None) -> str:
@@ -108,20 +109,17 @@ def _bar(figure: Figure, floor: float | None = None) -> str:
 
 
 def parts(results: Results, main: str) -> str:
-    """One row a model: the best of each column marked, and what fell below its origin."""
+    """One row a model, the main one's figure on the same questions in it; the paired counts."""
     models = [m for m in MODELS if _model_figure(results, m, main, "answers_correct")["n"]]
     if not models:
         return '<p class="none">No model was judged.</p>'
-    best = {
-        metric: max(_model_figure(results, m, main, metric)["value"] or 0 for m in models)
-        for metric in METRICS
-    }
-    notes = {m: _hurt(results, m, main, models) for m in models}
-    rows = "".join(_model_row(results, m, main, best, bool(notes[m])) for m in models)
+    notes = [note for pair in pairs(models) if (note := _note(results, *pair))]
+    hurt = {model for model, is_hurt, _ in notes if is_hurt}
+    rows = "".join(_model_row(results, m, main, m in hurt) for m in models)
     heads = "".join(f"<th scope=col>{HEADLINES[metric][0]}</th>" for metric in METRICS)
-    said = (
-        "".join(f'<li class="no">{escape(note)}</li>' for m in models for note in notes[m])
-        or '<li class="yes">No step fell below the model it began from.</li>'
+    said = "".join(
+        f'<li class="{"no" if is_hurt else "yes"}">{escape(note)}</li>'
+        for _, is_hurt, note in notes
     )
     return (
         '<div class="scroll"><table class="models"><thead><tr><th scope=col>Model</th>'
@@ -133,42 +131,49 @@ def _model_figure(results: Results, model: str, main: str, metric: str) -> Figur
     return detail(results, metric if model == main else f"{model}.{metric}")
 
 
-def _model_row(
-    results: Results, model: str, main: str, best: Mapping[str, float], hurt: bool
-) -> str:
-    cells = []
+def _model_row(results: Results, model: str, main: str, hurt: bool) -> str:
+    cells, n = [], 0
     for metric in METRICS:
-        figure = _model_figure(results, model, main, metric)
-        first = figure["value"] is not None and figure["value"] == best[metric]
-        mark = ' <span class="best">best</span>' if first else ""
+        mine = detail(results, f"{model}.{metric}.beside.{main}")
+        theirs = detail(results, f"{main}.{metric}.beside.{model}")
+        beside, first = "", False
+        if mine["value"] is None or theirs["value"] is None:
+            mine = _model_figure(results, model, main, metric)
+        else:
+            first = mine["value"] > theirs["value"]
+            beside = f"<small>{escape(_name(main))} {percent(theirs['value'])}</small>"
+        n = n or mine["n"]
         cells.append(
-            f"<td{' class=first' if first else ''}>"
-            f"<span class=num>{percent(figure['value'])}</span>{mark}"
-            f"<small>{interval(figure)}</small></td>"
+            f"<td{' class=first' if first else ''}><span class=num>{percent(mine['value'])}</span>"
+            f"<small>{interval(mine)}</small>{beside}</td>"
         )
-    n = _model_figure(results, model, main, "answers_correct")["n"]
-    name = escape(MODEL_NAMES.get(model, model))
-    name += ' <span class="hurt">hurt</span>' if hurt else ""
+    name = escape(_name(model)) + (' <span class="hurt">hurt</span>' if hurt else "")
     return f"<tr><th scope=row>{name}<small>n = {n:,}</small></th>{''.join(cells)}</tr>"
 
 
-def _hurt(results: Results, model: str, main: str, models: Sequence[str]) -> list[str]:
-    """Sentences on where ``model`` answers worse than what it began from."""
-    mine = _model_figure(results, model, main, "answers_correct")
-    found = []
-    for base in BASES.get(model, ()):
-        theirs = _model_figure(results, base, main, "answers_correct")
-        if base not in models or mine["value"] is None or theirs["value"] is None:
-            continue
-        lost = theirs["value"] - mine["value"]
-        if lost > 0:
-            clear = mine["ci95"][1] < theirs["ci95"][0]
-            certainty = "the intervals do not touch" if clear else "the intervals overlap"
-            found.append(
-                f"{MODEL_NAMES.get(model, model)} is hurt: {100 * lost:.1f} points of answers "
-                f"correct below {MODEL_NAMES.get(base, base)} ({certainty})."
-            )
-    return found
+def _note(results: Results, model: str, origin: str) -> tuple[str, bool, str] | None:
+    """The model, whether it answers worse than what it set out from, and the counts behind it."""
+    won = detail(results, f"{model}.answers_correct.over.{origin}")
+    lost = detail(results, f"{origin}.answers_correct.over.{model}")
+    if won["value"] is None or lost["value"] is None:
+        return None
+    wins, losses = (round(figure["value"] * figure["n"]) for figure in (won, lost))
+    p = sign_test(wins, losses)
+    verdict = "neither is ahead"
+    if wins != losses:
+        verdict = f"{_name(model)} is {'hurt' if losses > wins else 'ahead'}"
+        verdict += ", which may be chance" if p >= CHANCE_P else ""
+    chance = "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+    counts = (
+        f"{wins:,} only {_name(model)} got right, {losses:,} only {_name(origin)} "
+        f"(sign test, {chance})"
+    )
+    asked = f"{_name(model)} and {_name(origin)}, the same {won['n']:,} questions"
+    return model, losses > wins, f"{asked}: {counts}: {verdict}."
+
+
+def _name(model: str) -> str:
+    return MODEL_NAMES.get(model, model)
 
 
 # ---- voice control

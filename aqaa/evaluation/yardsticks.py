@@ -8,11 +8,13 @@ from rapidfuzz.distance import Levenshtein
 from aqaa.audio.mel import pad_mels
 from aqaa.data.corpus import Corpus, question_part
 from aqaa.evaluation.judge import Ear, ground_truth
-from aqaa.evaluation.measure import Figure, figure
+from aqaa.evaluation.measure import Figure, figure, split_label
 from aqaa.losses.ctc import greedy_labels
 from aqaa.tokenizer.dual import DualTokenizer
 from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer
 from aqaa.vocoder.vocoder import Vocoder
+
+RESYNTHESIS_SPLIT = "answer clips, which tokenizers and vocoder were trained on"
 
 
 def resynthesis(
@@ -23,7 +25,7 @@ def resynthesis(
     for row in corpus.answers.values():
         codes = tokenizer.encode(corpus.samples(row["audio"]))
         hits += recogniser(vocoder.speak(codes).samples) == row["text"]
-    return figure(hits, len(corpus.answers), "answer clips through tokenizers and vocoder")
+    return figure(hits, len(corpus.answers), RESYNTHESIS_SPLIT)
 
 
 def tokenizer_ceiling(corpus: Corpus, tokenizer: SpeechTokenizer, *, rows: int) -> Figure:
@@ -41,7 +43,7 @@ def tokenizer_ceiling(corpus: Corpus, tokenizer: SpeechTokenizer, *, rows: int) 
         _nearest(heard, known) == part["text"]
         for part, heard in zip(parts, phones(corpus, tokenizer, parts), strict=True)
     )
-    return figure(hits, len(parts), f"test, unseen voices, nearest of {len(known)} questions")
+    return figure(hits, len(parts), f"{split_label('test')}, nearest of {len(known)} questions")
 
 
 @torch.inference_mode()

@@ -25,7 +25,7 @@ def answer_scores(log_probs: Tensor, answer: Tensor, keep: Tensor, answers: int)
     Args:
         log_probs: (N,) of all target positions of all answers.
         answer: (N,) index of the answer a position belongs to.
-        keep: (N,) 1 where the id is not an audio id (the indicator of Eq. 2).
+        keep: (N,) 1 where the id is no audio id and no marker (the indicator of Eq. 2).
         answers: how many answers there are.
 
     Returns:
@@ -46,7 +46,7 @@ def masked_dpo(
 ) -> DpoLoss:
     """-log sigmoid(beta * ((chosen - chosen_ref) - (rejected - rejected_ref))), mean over pairs.
 
-    All tensors are (B,), sums over text positions as :func:`answer_scores` gives them.
+    All tensors are (B,), sums over kept positions as :func:`answer_scores` gives them.
     """
     margin = beta * ((chosen - chosen_reference) - (rejected - rejected_reference))
     return DpoLoss(-F.logsigmoid(margin).mean(), margin.detach(), (margin > 0).float().mean())

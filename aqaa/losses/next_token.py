@@ -1,8 +1,8 @@
 """Next-token cross-entropy, normalised over the slot each position is decided in.
 
 Letters: N supervised positions, D width, V rows of the table, S rows of a slot.
-The paper's Eq. 1 normalises over the whole table (``slots=None``). Over a slot's rows the loss is
-the one that decoding under the layout's grammar sees, and costs half as much at tiny sizes.
+The paper's Eq. 1 normalises over the whole table, which is not offered here. Over a slot's rows the
+loss is the one that decoding under the layout's grammar sees, and costs half as much at tiny sizes.
 """
 
 from dataclasses import dataclass

@@ -34,6 +34,7 @@ def train(verb: str, cfg: DictConfig) -> Path:
         KeyboardInterrupt: a stop was asked for; the same call goes on from there.
     """
     bind_targets(cfg)
+    _check_parents(cfg)
     out = Path(cfg.run.out)
     parents = {name: lineage.parent(path) for name, path in cfg.parents.items() if path is not None}
     made_of = lineage.fingerprint(_settings(cfg), parents)
@@ -59,6 +60,17 @@ def train(verb: str, cfg: DictConfig) -> Path:
     return out
 
 
+def _check_parents(cfg: DictConfig) -> None:
+    """Refuse to train from anything but the parents, which are what is checked and recorded."""
+    for key in ("stage.model", "data.corpus", "data.tokens", "data.pairs"):
+        section, name = key.split(".")
+        if name in cfg[section] and cfg[section][name] != cfg.parents.get(name):
+            raise UsageError(
+                f"{key}={cfg[section][name]} is not parents.{name}={cfg.parents.get(name)}: "
+                f"set parents.{name} and leave {key} alone"
+            )
+
+
 def _finished(out: Path, made_of: str) -> bool:
     """Whether ``out`` is this very run, whole; what is left of a damaged one is made again."""
     done = lineage.read_lineage(out)
@@ -69,6 +81,8 @@ def _finished(out: Path, made_of: str) -> bool:
     except UsageError as error:
         print(f"{error}; making it again", flush=True)
         (out / lineage.RECORD).unlink()
+        # Without its manifest the model would pass for somebody else's and not be replaced.
+        shutil.rmtree(out / lineage.MODEL, ignore_errors=True)
         return False
     return True
 
@@ -79,8 +93,6 @@ def _settings(cfg: DictConfig) -> dict[str, Any]:
     settings.pop("log", None)
     settings.pop("parents", None)
     settings["run"] = {k: v for k, v in settings["run"].items() if k not in _PLACE}
-    if settings["run"].get("repeat_batches") is None:
-        settings["run"].pop("repeat_batches", None)  # runs made before there was this choice
     return settings
 
 

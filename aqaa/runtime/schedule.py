@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,8 @@ class Schedule:
     """
 
     def __init__(self, steps: Sequence[Step], *, folder: Path, workers: int) -> None:
+        if workers < 1:
+            raise UsageError(f"workers={workers}: at least one is needed")
         self._steps = list(steps)
         self._marks = folder / "steps"
         self._workers = workers
@@ -67,22 +70,32 @@ class Schedule:
             return
         os.environ.update({"OMP_NUM_THREADS": "1", "AQAA_PROGRESS": "lines"})
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self._workers, mp_context=context, initializer=_begin) as pool:
+        with ProcessPoolExecutor(self._workers, mp_context=context) as pool:
             running: dict[Future[None], tuple[Step, float]] = {}
             try:
                 while waiting or running:
                     for step in self._ready(waiting, done)[: self._workers - len(running)]:
                         waiting.remove(step)
                         print(f"{step.name}: begun", flush=True)
-                        running[pool.submit(_command, step.words)] = (step, time.monotonic())
+                        running[_submit(pool, step)] = (step, time.monotonic())
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        step, begun = running.pop(future)
+                        step, begun = running[future]
                         self._settle(step, future, time.monotonic() - begun)
                         done.add(step.name)
-            except BaseException:
-                for future in running:
-                    future.cancel()
+                        running.pop(future)
+            except BaseException as error:
+                self._wind_up(running, error)
                 raise
+
+    def _wind_up(self, running: dict[Future[None], tuple[Step, float]], error: object) -> None:
+        """Begin nothing more, but keep what the other workers finish."""
+        names = [step.name for future, (step, _) in running.items() if not future.done()]
+        if names and isinstance(error, Exception):
+            print(f"a step failed; waiting for {', '.join(names)} to end", flush=True)
+        wait(running)
+        for future, (step, begun) in running.items():
+            if future.exception() is None and step.makes.exists():
+                self._settle(step, future, time.monotonic() - begun)
 
     def _ready(self, waiting: list[Step], done: set[str]) -> list[Step]:
         return [step for step in waiting if done.issuperset(step.needs)]
@@ -92,6 +105,14 @@ class Schedule:
             future.result()
         except UsageError as error:
             raise UsageError(f"the step {step.name} failed: {error}") from None
+        except BrokenProcessPool:
+            raise UsageError(
+                f"a worker was ended from outside, maybe for want of memory, while {step.name} "
+                "ran: try workers=1; the same command goes on from what is finished"
+            ) from None
+        except Exception as error:
+            error.add_note(f"in the step {step.name}")
+            raise
         if not step.makes.exists():
             raise UsageError(f"the step {step.name} did not make {step.makes}")
         write_json(self._marks / f"{step.name}.json", self._keys[step.name])
@@ -113,9 +134,13 @@ def _hash_of_configuration() -> str:
     return digest.hexdigest()
 
 
-def _begin() -> None:
-    """In a worker: Ctrl-C reaches it too, and a worker at rest has nothing to save."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _submit(pool: ProcessPoolExecutor, step: Step) -> Future[None]:
+    """Hand a step to a worker; one that is started for it keeps Ctrl-C until its command begins."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(_command, step.words)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _command(words: tuple[str, ...]) -> None:
@@ -123,10 +148,12 @@ def _command(words: tuple[str, ...]) -> None:
     verb, overrides = find_verb(list(words))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         perform(verb, overrides)
     except Exception as error:
         raise error_of_use(error) or error from None
     finally:
-        _begin()
+        # A worker at rest has nothing to save.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.stdout.flush()
         sys.stderr.flush()

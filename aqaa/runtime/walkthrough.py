@@ -1,5 +1,6 @@
 """The whole chain, tiny, by one command: corpus, every stage, answers, judgement, report."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ STAGES = (
 )  # fmt: skip
 PARTS = ("sft_1", "sft_2", "dpo")
 MERGE_SHARDS = 2
+_ANSWERS = "answers_"
+_YARDSTICKS = f"{_ANSWERS}sft_1_0"  # where a worker waits anyway
 
 
 def walkthrough(
@@ -55,18 +58,9 @@ def walkthrough(
     """
     folder = Path(out)
     chain = _Chain(folder, seed)
-    chain.add(
-        "corpus",
-        [
-            "data",
-            "synthesize",
-            f"out={folder}/corpus",
-            f"questions={questions}",
-            f"test={test}",
-            f"workers={workers}",
-            f"families={_list(families)}",
-        ],
-    )
+    sizes = [f"questions={questions}", f"test={test}", f"workers={workers}"]
+    words = ["data", "synthesize", *chain.at(out="corpus"), *sizes]
+    chain.add("corpus", [*words, f"families={_list(families)}"])
     for stage in ("tokenizer_linguistic", "tokenizer_semantic", "vocoder_waveform"):
         chain.train(stage, steps, extra, {"corpus": "corpus"})
     chain.add_language_model(steps, extra, prompts)
@@ -81,6 +75,14 @@ def _list(names: Iterable[str] | None) -> str:
     return "null" if names is None else f"[{','.join(names)}]"
 
 
+def _quoted(path: str) -> str:
+    """A path as Hydra's grammar reads it back unchanged; a plain one stays as it is."""
+    if re.fullmatch(r"[\w./-]+", path, re.ASCII):
+        return path
+    escaped = path.replace("\\'", "\\\\'").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
 class _Chain:
     """The steps, in an order a single worker could run them in."""
 
@@ -89,140 +91,92 @@ class _Chain:
         self._seed = seed
         self.steps: list[Step] = []
 
+    def at(self, prefix: str = "", **paths: str) -> list[str]:
+        """Overrides below ``prefix`` whose values are paths below the folder."""
+        return [f"{prefix}{key}={self._path(path)}" for key, path in paths.items()]
+
+    def _path(self, path: str) -> str:
+        return _quoted(str(self._folder / path))
+
     def add(
-        self, name: str, words: list[str], needs: tuple[str, ...] = (), makes: str = ""
+        self,
+        name: str,
+        words: list[str],
+        needs: tuple[str, ...] = (),
+        *,
+        makes: str = "",
+        seeded: bool = True,
     ) -> None:
         """A plain command that makes ``folder/name``, or ``makes`` below the folder."""
-        seeded = [*words, f"seed={self._seed}"] if words[-1] != "unseeded" else words[:-1]
-        self.steps.append(Step(name, tuple(seeded), needs, self._folder / (makes or name)))
+        words = [*words, f"seed={self._seed}"] if seeded else words
+        self.steps.append(Step(name, tuple(words), needs, self._folder / (makes or name)))
 
     def train(
         self, stage: str, steps: dict[str, int], extra: list[str], parents: dict[str, str]
     ) -> None:
         """A training stage under its walkthrough preset; ``parents`` are folders by key."""
-        verb = stage.split("_")[0]
-        words = [
-            verb,
-            f"preset=walkthrough/{stage}",
-            f"run.root={self._folder}",
-            f"run.name={stage}",
-        ]
-        words += [
-            f"run.seed={self._seed}",
-            f"run.steps={steps[stage]}",
-            "run.overwrite=true",
-            *extra,
-        ]
-        words += [f"parents.{key}={self._folder}/{path}" for key, path in parents.items()]
+        words = [stage.split("_")[0], f"preset=walkthrough/{stage}", *self.at("run.", root="")]
+        words += [f"run.name={stage}", f"run.seed={self._seed}", f"run.steps={steps[stage]}"]
+        words += ["run.overwrite=true", *extra, *self.at("parents.", **parents)]
         needs = tuple(dict.fromkeys(path.split("/")[0] for path in parents.values()))
         self.steps.append(Step(stage, tuple(words), needs, self._folder / stage / lineage.RECORD))
 
     def add_language_model(self, steps: dict[str, int], extra: list[str], prompts: int) -> None:
         """Tokens, the backbone's stages, the flow."""
-        out = self._folder
-        tokenizers = [
-            f"linguistic={out}/tokenizer_linguistic/model",
-            f"semantic={out}/tokenizer_semantic/model",
-        ]
-        self.add(
-            "tokens",
-            [
-                "data",
-                "tokenize",
-                f"corpus={out}/corpus",
-                f"out={out}/tokens",
-                *tokenizers,
-                "question_books=linguistic",
-                "unseeded",
-            ],
-            ("corpus", "tokenizer_linguistic", "tokenizer_semantic"),
+        books = self.at(
+            linguistic="tokenizer_linguistic/model", semantic="tokenizer_semantic/model"
         )
-        self.add(
-            "init",
-            [
-                "init",
-                f"out={out}/init",
-                f"codes={out}/tokens/tokenizer",
-                f"texts={out}/corpus/domain.json",
-                "layout.question_books=linguistic",
-            ],
-            ("tokens",),
-        )
+        words = ["data", "tokenize", *self.at(corpus="corpus", out="tokens"), *books]
+        needs = ("corpus", "tokenizer_linguistic", "tokenizer_semantic")
+        self.add("tokens", [*words, "question_books=linguistic"], needs, seeded=False)
+        paths = self.at(out="init", codes="tokens/tokenizer", texts="corpus/domain.json")
+        self.add("init", ["init", *paths, "layout.question_books=linguistic"], ("tokens",))
         source = {"corpus": "corpus", "tokens": "tokens"}
         self.train("pretrain", steps, extra, {**source, "model": "init"})
         self.train("vocoder_flow", steps, extra, source)
         self.train("sft_1", steps, extra, {**source, "model": "pretrain/model"})
         self.train("sft_2", steps, extra, {**source, "model": "sft_1/model"})
-        self.add(
-            "pairs",
-            [
-                "data",
-                "pairs",
-                f"model={out}/sft_1/model",
-                f"corpus={out}/corpus",
-                f"tokens={out}/tokens",
-                f"out={out}/pairs",
-                f"prompts={prompts}",
-            ],
-            ("tokens", "sft_1"),
-        )
+        paths = self.at(model="sft_1/model", corpus="corpus", tokens="tokens", out="pairs")
+        self.add("pairs", ["data", "pairs", *paths, f"prompts={prompts}"], ("tokens", "sft_1"))
         self.train("dpo", steps, extra, {"pairs": "pairs", "model": "sft_1/model"})
-        models = ",".join(f"{out}/{part}/model" for part in PARTS)
-        self.add(
-            "merge",
-            ["merge", f"models=[{models}]", "weights=[5,5,1]", f"out={out}/merge", "unseeded"],
-            PARTS,
-            f"merge/{lineage.RECORD}",
-        )
+        models = ",".join(self._path(f"{part}/model") for part in PARTS)
+        words = ["merge", f"models=[{models}]", "weights=[5,5,1]", *self.at(out="merge")]
+        self.add("merge", words, PARTS, makes=f"merge/{lineage.RECORD}", seeded=False)
 
     def add_answers(self, test: int, compared: int) -> None:
         """Yardsticks and answers; those of the parts come first, where a worker waits."""
         voice = ("vocoder_flow", "vocoder_waveform", "tokens", "corpus")
-        organs = [
-            f"corpus={self._folder}/corpus",
-            f"organs.tokenizer={self._folder}/tokens/tokenizer",
-            f"organs.flow={self._folder}/vocoder_flow/model",
-            f"organs.waveform={self._folder}/vocoder_waveform/model",
-        ]
-        self.add(
-            "model",
-            [
-                "bundle",
-                f"out={self._folder}/model",
-                f"organs.backbone={self._folder}/merge/model",
-                *organs[1:],
-                "unseeded",
-            ],
-            ("merge", *voice),
+        organs = self.at(
+            "organs.",
+            tokenizer="tokens/tokenizer",
+            flow="vocoder_flow/model",
+            waveform="vocoder_waveform/model",
         )
+        backbone = self.at("organs.", backbone="merge/model")
+        words = ["bundle", *self.at(out="model"), *backbone, *organs]
+        self.add("model", words, ("merge", *voice), seeded=False)
         jobs = [(part, 0, 1, compared) for part in PARTS]
         jobs += [("merge", shard, MERGE_SHARDS, test) for shard in range(MERGE_SHARDS)]
         for model, shard, shards, rows in jobs:
-            name = f"answers_{model}_{shard}"
-            words = [
-                "evaluate",
-                f"out={self._folder}/{name}",
-                *organs,
-                f"name={model}",
-                f"rows={rows}",
-                f"organs.backbone={self._folder}/{model}/model",
-                f"shard={shard}/{shards}",
-                f"yardsticks={'true' if model == 'sft_1' else 'false'}",
-                "unseeded",
-            ]
-            self.add(name, words, (model, *voice))
+            name = f"{_ANSWERS}{model}_{shard}"
+            words = ["evaluate", *self.at(out=name, corpus="corpus"), *organs]
+            words += [f"name={model}", f"rows={rows}"]
+            words += self.at("organs.", backbone=f"{model}/model")
+            words += [f"shard={shard}/{shards}"]
+            words += [f"yardsticks={'true' if name == _YARDSTICKS else 'false'}"]
+            self.add(name, words, (model, *voice), seeded=False)
 
 
 def finish(folder: Path, steps: list[Step], *, seed: int, shown: int) -> Path:
     """Collect rows and records into results.json, model/ and report.html."""
-    answered = sorted(folder.glob("answers_*_*"))
+    answered = sorted(step.makes for step in steps if step.name.startswith(_ANSWERS))
     rows = [
         {**row, **{k: f"{part.name}/{row[k]}" for k in ("question", "answer") if row[k]}}
         for part in answered
         for row in read_manifest(part / "answers.jsonl")
     ]
     flat, details = summarise(rows)
-    yardsticks = read_json(folder / "answers_sft_1_0" / "yardsticks.json")
+    yardsticks = read_json(folder / _YARDSTICKS / "yardsticks.json")
     plain = {k: Prosody(**v) for k, v in yardsticks.pop("plain").items()}
     details |= yardsticks
     results: dict[str, Any] = {
@@ -274,16 +228,29 @@ def print_table(results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table()
-    for name in ("figure", "value", "n", "95 % interval"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("measured on")
-    for name, figure in results["details"].items():
-        if name.count(".") <= 1 and "family" not in name and "style" not in name:
-            interval = "" if figure["ci95"] is None else "{:.3f} .. {:.3f}".format(*figure["ci95"])
-            value = "-" if figure["value"] is None else f"{figure['value']:.3f}"
-            table.add_row(name, value, str(figure["n"]), interval, figure["split"])
+    rows = [
+        (name, _number(figure["value"]), str(figure["n"]), _interval(figure), figure["split"])
+        for name, figure in results["details"].items()
+        if name.count(".") <= 1 and "family" not in name and "style" not in name
+    ]
     for style, figure in results["control"].items():
-        ratios = ", ".join(f"{k} {v:.2f}" for k, v in figure.items() if k.endswith("ratio") and v)
-        table.add_row(f"control {style}", ratios, str(figure["n"]), "", "against the plain answer")
+        for ratio in ("duration_ratio", "f0_ratio"):
+            value, n = _number(figure[ratio]), str(figure["n"])
+            rows.append((f"{style} {ratio}", value, n, "", "over the plain answer"))
+    table = Table()
+    for place, name in enumerate(("figure", "value", "n", "95 % interval")):
+        # Names and numbers stay whole where the terminal is narrow; the last column gives way.
+        width = max(len(name), *(len(row[place]) for row in rows))
+        table.add_column(name, no_wrap=True, min_width=width)
+    table.add_column("measured on")
+    for row in rows:
+        table.add_row(*row)
     Console().print(table)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _interval(figure: dict[str, Any]) -> str:
+    return "" if figure["ci95"] is None else "{:.3f} .. {:.3f}".format(*figure["ci95"])

@@ -1,4 +1,4 @@
-"""Preference optimisation with the audio ids masked out (paper section 3.3, Eq. 2), from SFT 1.
+"""Preference optimisation with audio ids and markers masked out (paper 3.3, Eq. 2), from SFT 1.
 
 Letters: B pairs (2B answers), T ids.
 """

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from aqaa.backbone.loading import Backbone, load_backbone
 from aqaa.data.dialogues import TokenBatch
+from aqaa.errors import UsageError
 from aqaa.losses.next_token import SlotTable, TokenLoss, next_token
 from aqaa.stages.optimizer import OptimizerSettings
 from aqaa.stream import Slot
@@ -54,7 +55,8 @@ class LanguageModel(pl.LightningModule):
     Args:
         model: folder of the backbone to start from.
         optimizer: settings.
-        slot_weights: weight of the loss by slot (ours; the paper weighs every id alike).
+        slot_weights: weight of the loss of text, linguistic, semantic and after (ours; the paper
+            weighs every id alike).
     """
 
     def __init__(
@@ -67,7 +69,12 @@ class LanguageModel(pl.LightningModule):
         super().__init__()
         self._folder = model
         self._optimizer = optimizer
-        self._slot_weights = dict(slot_weights or SLOT_WEIGHTS)
+        self._slot_weights = dict(SLOT_WEIGHTS if slot_weights is None else slot_weights)
+        if set(self._slot_weights) != set(SLOT_WEIGHTS):
+            raise UsageError(
+                f"slot_weights names {', '.join(sorted(self._slot_weights)) or 'nothing'}: it must "
+                f"name {', '.join(SLOT_WEIGHTS)}, each once (0 for no loss)"
+            )
         self.decoder: Any = None
         self._backbone: Backbone | None = None
         self._tables: dict[int, SlotTable] = {}

@@ -35,11 +35,11 @@ class OptimizerSettings:
     embedding_lr_ratio: float = 1.0
 
     def factor(self, step: int, steps: int) -> float:
-        """Learning rate at ``step`` of ``steps``, over ``lr``."""
+        """Learning rate at ``step`` of ``steps``, counted from zero, over ``lr``."""
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
         if self.schedule == "constant":
             return warm
-        place = min(1.0, step / max(1, steps))
+        place = min(1.0, step / max(1, steps - 1))
         cosine = 0.5 + 0.5 * math.cos(math.pi * place)
         return warm * (self.final_ratio + (1 - self.final_ratio) * cosine)
 

@@ -9,14 +9,19 @@ import torch
 from torch import Tensor, nn
 
 _SEARCH_ROWS = 4096  # vectors a search holds distances for at once
+_FADED_COUNT = 1e-5
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """``vectors`` (..., D) with a straight-through gradient, ``codes`` (...) int64."""
+    """``vectors`` (..., D) with a straight-through gradient, ``codes`` (...) int64.
+
+    ``chosen`` (..., D) are the book's own vectors, as they were before this step moved them.
+    """
 
     vectors: Tensor
     codes: Tensor
+    chosen: Tensor
 
 
 class Codebook(nn.Module):
@@ -49,7 +54,7 @@ class Codebook(nn.Module):
         chosen = self.vectors[codes]
         if self.training:
             self.update(z.detach()[mask.bool()], codes[mask.bool()])
-        return Quantised(z + (chosen - z).detach(), codes)
+        return Quantised(z + (chosen - z).detach(), codes, chosen)
 
     @torch.no_grad()
     def update(self, z: Tensor, codes: Tensor) -> None:
@@ -58,7 +63,9 @@ class Codebook(nn.Module):
         sums = torch.zeros_like(self.sums).index_add_(0, codes, z)
         self.counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)
         self.sums.mul_(self.decay).add_(sums, alpha=1 - self.decay)
-        self.vectors.copy_(self.sums / self.counts[:, None].clamp(min=1e-5))
+        # Long unused, both averages fade to nothing: such a code stays where it was last.
+        used = self.counts > _FADED_COUNT
+        self.vectors[used] = self.sums[used] / self.counts[used, None]
 
     @torch.no_grad()
     def start(self, z: Tensor, *, rounds: int, generator: torch.Generator) -> None:
@@ -81,19 +88,3 @@ class Codebook(nn.Module):
         self.counts.copy_(counts.clamp(min=0.01) / 10)
         self.sums.copy_(self.vectors * self.counts[:, None])
         self.active.fill_(True)
-
-
-@dataclass(frozen=True)
-class Usage:
-    """How a book is used: ``used`` codes of ``total``, ``perplexity`` of their distribution."""
-
-    used: int
-    total: int
-    perplexity: float
-
-
-def usage(counts: Tensor) -> Usage:
-    """Usage of a (K,) histogram of codes."""
-    share = counts[counts > 0].double() / counts.sum()
-    perplexity = float((-(share * share.log()).sum()).exp()) if len(share) else 0.0
-    return Usage(int((counts > 0).sum()), len(counts), perplexity)

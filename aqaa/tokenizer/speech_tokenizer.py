@@ -28,7 +28,8 @@ class TokenizerOutput:
     """What one forward pass gives.
 
     ``log_probs`` (B, S, P), ``steps`` (B,), ``mel`` (B, 80, F) or None, ``z`` and ``quantised``
-    (B, N, D), ``codes`` (B, N) or None before the book is active, ``mask`` (B, N).
+    (B, N, D; the book's vectors before a training step moves them), ``codes`` (B, N) or None
+    before the book is active, ``mask`` (B, N).
     """
 
     log_probs: Tensor
@@ -104,10 +105,10 @@ class SpeechTokenizer(nn.Module):
     def forward(self, mel: Tensor, mask: Tensor) -> TokenizerOutput:
         """Run everything; (B, 80, F) log-mel and its (B, F) mask."""
         z, code_mask = self.encoder(self.normalise(mel, mask), mask)
-        quantised, codes = z, None
+        quantised, chosen, codes = z, z, None
         if self.codebook.active:
             found = self.codebook(z, code_mask)
-            quantised, codes = found.vectors, found.codes
+            quantised, chosen, codes = found.vectors, found.chosen, found.codes
         h = self.decoder(self.widen(quantised), code_mask)
         batch, length, _ = h.shape
         logits = self.ctc_head(h).view(batch, length * self.ctc_steps, len(self.phones) + 1)
@@ -116,10 +117,7 @@ class SpeechTokenizer(nn.Module):
             rebuilt = self.mel_head(h).view(batch, length * self.frames_per_code, MEL_BINS)
             mel_out = rebuilt.transpose(1, 2) * _SPREAD + _CENTRE
         steps = code_mask.sum(1) * self.ctc_steps
-        chosen = z if codes is None else self.codebook.vectors[codes]
-        return TokenizerOutput(
-            logits.log_softmax(-1), steps, mel_out, z, chosen, codes, code_mask
-        )
+        return TokenizerOutput(logits.log_softmax(-1), steps, mel_out, z, chosen, codes, code_mask)
 
     @torch.no_grad()
     def encode(self, mel: Tensor, mask: Tensor) -> Tensor:

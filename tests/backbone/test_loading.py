@@ -108,6 +108,27 @@ def test_a_tensor_too_many_is_refused(folder: Path) -> None:
         load_backbone(folder)
 
 
+@pytest.mark.parametrize("model_type", ["step1", "stranger"])
+def test_code_that_a_folder_brings_never_runs(
+    model_type: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = folder / "ran"
+    (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = model_type
+    config["auto_map"] = {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}
+    (folder / "config.json").write_text(json.dumps(config))
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda text="": asked.append(text) or "y")
+    if model_type == "step1":
+        assert load_backbone(folder).ids.layout == LAYOUT  # by our own class
+    else:
+        with pytest.raises(UsageError, match="cannot be loaded"):
+            load_backbone(folder)
+    assert not asked
+    assert not ran.exists()
+
+
 def _cut(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])

@@ -17,6 +17,7 @@ from aqaa.data.token_store import TokenStore
 from aqaa.data.validate import validate
 from aqaa.errors import UsageError
 from aqaa.signals import CodePair, Turn
+from aqaa.storage import read_json, tree_hash
 from aqaa.stream import Slot
 from tests.conftest import Chain
 
@@ -86,13 +87,49 @@ def test_the_mask_takes_out_audio_ids_and_markers_alone(crafted: Path, ids: Ids)
     v = ids.vocabulary
     for target, keep in zip(batch.targets.flatten(), batch.keep.flatten(), strict=True):
         token = int(target)
-        masked = v.token_type(token) in ("linguistic", "semantic")
-        masked = masked or token in (v.audio_start, v.audio_end)
-        assert bool(keep) is not masked
+        assert bool(keep) is (v.token_type(token) == "text")
+    answered = set(batch.targets[batch.slots > 0].tolist())
+    assert {v.audio_start, v.audio_end, v.text_end, v.eot} <= answered
     kept = set(batch.targets[(batch.keep > 0) & (batch.slots > 0)].tolist())
-    assert {v.text_end, v.eot} <= kept
+    assert v.eot in kept and max(kept) < v.text_tokens
     everything = batches(crafted, ids, mask="none").collate([0, 1])
     assert (everything.keep == 1).all()
+
+
+def test_whole_dialogues_are_the_context_and_the_answers_alone_are_learned(
+    crafted: Path, ids: Ids, tmp_path: Path
+) -> None:
+    row, other = read_manifest(crafted / "pairs.jsonl")[:2]
+    before = [message("system", "write", []), *row["prompt"], *row["chosen"]]
+    prompt = [*before, *other["prompt"]]
+    long = {**row, "prompt": prompt, "chosen": other["chosen"]}
+    write_manifest(tmp_path / "pairs.jsonl", [long])
+    batch = batches(tmp_path, ids).collate([0])
+    turns = [turn(m) for m in prompt]
+    for i, side in enumerate(("chosen", "rejected")):
+        whole = [*turns, turn(long[side][0], loss=True)]
+        stream = ids.layout.encode(whole, ids.text, ids.vocabulary)
+        n = len(stream.ids) - 1
+        assert batch.targets[i, :n].tolist() == stream.ids[1:]
+        assert batch.slots[i, :n].tolist() == stream.slots[1:]
+        context = len(ids.layout.prompt(turns, ids.text, ids.vocabulary)) - 1
+        assert not batch.slots[i, :context].any() and batch.slots[i, context:n].all()
+    repeated = {**long, "chosen": [*prompt, *long["chosen"]]}  # a side may repeat the prompt
+    write_manifest(tmp_path / "pairs.jsonl", [repeated])
+    assert torch.equal(batches(tmp_path, ids).collate([0]).targets, batch.targets)
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+@pytest.mark.parametrize("kind", ["empty", "user", "prompt"])
+def test_a_side_that_is_no_answer_is_refused(
+    side: str, kind: str, crafted: Path, ids: Ids, tmp_path: Path
+) -> None:
+    row = read_manifest(crafted / "pairs.jsonl")[0]
+    wrong = {"empty": [], "user": [message("user", "no", [])], "prompt": row["prompt"]}[kind]
+    write_manifest(tmp_path / "pairs.jsonl", [{**row, side: wrong}])
+    with pytest.raises(UsageError, match=f"{side} of the pair pair-0 must be messages") as caught:
+        batches(tmp_path, ids)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_epoch_shows_every_pair_once(crafted: Path, ids: Ids) -> None:
@@ -120,6 +157,12 @@ def test_sampled_pairs_are_valid_rows_and_reproducible(chain: Chain, tmp_path: P
     rows = read_manifest(chain / "pairs" / "pairs.jsonl")
     assert 1 <= len(rows) <= 5
     assert not validate(manifest=chain / "pairs" / "pairs.jsonl")
+    meta = read_json(chain / "pairs" / "meta.json")
+    assert meta["parents"] == {
+        "model": tree_hash(f"{chain / 'sft_1'}/model"),
+        "corpus": tree_hash(chain / "corpus"),
+        "tokens": tree_hash(chain / "tokens"),
+    }
     again = tmp_path / "pairs"
     pairs(
         model=f"{chain / 'sft_1'}/model",
@@ -181,9 +224,21 @@ def test_a_right_sample_is_chosen_and_a_wrong_one_rejected(
     assert turn(row["rejected"][0]).text == "banana is"
     assert row["reason"].endswith("2 of 3 samples were right")
     scripted[0][:] = [right, right]
-    with pytest.raises(UsageError, match="all answers to 1 questions were right"):
+    with pytest.raises(UsageError, match="1 questions brought no wrong answer with a text"):
         ask(chain, tmp_path / "none", samples=2)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_wrong_sample_without_text_is_not_rejected(
+    chain: Chain, scripted: list[list[str]], tmp_path: Path
+) -> None:
+    scripted.append(["", "banana is", ""])
+    ask(chain, tmp_path / "pairs", samples=3)
+    (row,) = read_manifest(tmp_path / "pairs" / "pairs.jsonl")
+    assert turn(row["rejected"][0]).text == "banana is"
+    scripted[0][:] = ["", ""]
+    with pytest.raises(UsageError, match="brought no wrong answer with a text"):
+        ask(chain, tmp_path / "none", samples=2)
 
 
 def test_a_damaged_model_is_refused(chain: Chain, tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """The corpus folder: what is in it, that it is the same each time, that it is whole or absent."""
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("espeakng_loader")
 
-from aqaa.data import domain
+from aqaa.data import domain, espeak
 from aqaa.data import synthesize as module
 from aqaa.data.manifest import clip, read_manifest
 from aqaa.data.synthesize import SPLITS, synthesize
@@ -123,6 +125,44 @@ def test_a_damaged_or_other_corpus_is_made_again(tmp_path: Path, damage: str) ->
         assert tree_hash(out) != whole
     synthesize(out=out, **SMALL)
     assert verify_manifest(out) == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("STYLES", (domain.PLAIN, *(replace(s, pitch=50) for s in domain.STYLES[1:]))),
+        ("STYLES", (domain.PLAIN, *(replace(s, words="so") for s in domain.STYLES[1:]))),
+        ("QUESTION_RATES_WPM", (135, 211)),
+        ("QUESTION_PITCHES", (15, 86)),
+        ("FAMILIES", {**domain.FAMILIES, "col": 9.0}),
+        ("STYLED_FAMILIES", ("snd",)),
+        ("version", lambda: "0.1"),
+    ],
+)
+def test_whatever_decides_the_corpus_is_in_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: object
+) -> None:
+    class Again(Exception):
+        pass
+
+    def speak(*_: object, **__: object) -> None:
+        raise Again
+
+    out = synthesize(out=tmp_path / "c", **SMALL)
+    monkeypatch.setattr(espeak if name == "version" else domain, name, value)
+    monkeypatch.setattr(module, "speak", speak)
+    with pytest.raises(Again):
+        synthesize(out=out, **SMALL)
+
+
+def test_a_finished_corpus_needs_no_synthesiser(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = synthesize(out=tmp_path / "c", **SMALL)
+    assert read_json(out / "domain.json")["spoken"]["synthesiser"] == espeak.version() != ""
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+    assert espeak.version() == ""
+    assert synthesize(out=out, **SMALL) == out
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

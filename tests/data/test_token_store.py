@@ -2,16 +2,21 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from aqaa.backbone.loading import Ids
 from aqaa.data.corpus import SPLITS, Corpus, question_part
+from aqaa.data.dialogues import DialogueBatches
+from aqaa.data.pairs import pairs
 from aqaa.data.token_store import TokenStore, tokenize
+from aqaa.data.voice import FlowBatches
 from aqaa.errors import UsageError
 from aqaa.lineage import tokenizer_hash
 from aqaa.signals import CodePair
-from aqaa.storage import read_json, tree_hash, verify_manifest
+from aqaa.storage import read_json, tree_hash, verify_manifest, write_manifest
 from aqaa.tokenizer.dual import DualTokenizer
 from tests.conftest import Chain
 
@@ -115,6 +120,28 @@ def test_damaged_parents_are_refused(chain: Chain, damaged: str, tmp_path: Path)
     with pytest.raises(UsageError, match="is damaged: its SHA-256 differs"):
         tokenize(**{**parents, damaged: str(copy)}, out=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_corpus_made_again_does_not_fit_old_codes(
+    chain: Chain, store: TokenStore, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(chain / "corpus", tmp_path / "corpus")
+    store.check_corpus(Corpus(copy))  # content counts, not its place
+    (copy / "train.jsonl").write_text("")
+    write_manifest(copy)
+    folders = {"corpus": str(copy), "tokens": str(store.folder)}
+    ids = Ids.load(chain / "init")
+    made = DialogueBatches(**folders, tasks={"asr": {"share": 1}}, steps=1)
+    users: list[Callable[[], object]] = [
+        lambda: made.bind(ids),
+        lambda: FlowBatches(**folders),
+        lambda: pairs(**folders, model=f"{chain / 'sft_1'}/model", out=str(tmp_path / "pairs")),
+    ]
+    for use in users:
+        with pytest.raises(UsageError, match="holds codes of another corpus than") as caught:
+            use()
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "pairs").exists()
 
 
 def test_keys_are_plain_json(store: TokenStore) -> None:

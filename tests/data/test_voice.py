@@ -77,6 +77,22 @@ def test_segments_hold_a_mel_and_its_sound(chain: Chain) -> None:
     assert error.max() < 0.02
 
 
+def test_segments_reach_the_last_frame_of_a_clip(chain: Chain) -> None:
+    corpus = Corpus(chain / "corpus")
+    mels = corpus.mels([row["audio"] for _, row in sorted(corpus.answers.items())])
+    longest = max(mel.shape[1] for mel in mels)
+    source = WaveformBatches(corpus=str(corpus.folder), batch=64, segment_frames=longest - 1)
+    starts = {start for step in range(20) for start in _places(source, step, longest)}
+    assert starts == {0, 1}
+
+
+def _places(source: WaveformBatches, step: int, frames: int) -> list[int]:
+    """Where the segments of one batch begin in the clips of so many frames."""
+    rng = random.Random(step)
+    places = [source._place(rng) for _ in range(64)]
+    return [start for clip, start in places if source._mels[clip].shape[1] == frames]
+
+
 def test_segments_longer_than_a_clip_are_padded_with_silence(chain: Chain) -> None:
     batch = WaveformBatches(corpus=str(chain / "corpus"), batch=4, segment_frames=900).batch(0)
     assert batch.mel.shape == (4, 80, 900) and batch.samples.shape == (4, 144_000)

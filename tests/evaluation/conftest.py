@@ -105,6 +105,7 @@ def make_rows(
                     "ids": [],
                     "tokens": _tokens(text, round(11 * stretch), random_),
                     "seconds": 0.3 + i / 1000,
+                    "duration_s": 1.4,
                 }
             )
     return rows

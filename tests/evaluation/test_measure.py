@@ -3,7 +3,16 @@ import sys
 import pytest
 
 from aqaa.audio.file import write_audio
-from aqaa.evaluation.measure import CONTROL_FLOORS, control, figure, summarise, wilson
+from aqaa.evaluation.measure import (
+    CONTROL_FLOORS,
+    control,
+    figure,
+    pairs,
+    sign_test,
+    split_label,
+    summarise,
+    wilson,
+)
 from aqaa.evaluation.prosody import Prosody
 
 
@@ -33,20 +42,22 @@ def test_a_figure_of_nothing_is_none_with_a_reason():
     assert nothing["value"] is None and nothing["ci95"] is None and nothing["reason"]
 
 
-def row(expected, text, heard, *, model="merge", held_out=False, family="days", style="plain"):
+def row(
+    expected, text, heard, *, model="merge", held_out=False, family="days", style="plain", id=""
+):
     return {
-        "model": model, "expected": expected, "text": text, "heard": heard,
+        "id": id, "model": model, "expected": expected, "text": text, "heard": heard,
         "held_out": held_out, "family": family, "style": style, "answer": "",
     }  # fmt: skip
 
 
 ROWS = [
-    row("a", "a", "a"),
-    row("a", "a", "b", held_out=True),  # written right, spoken wrong
-    row("a", "b", "a", family="colours"),  # written wrong, spoken right
-    row("a", "b", "b", family="colours", held_out=True),  # wrong, but of one mind
-    row("a", "", "", style="slow"),  # said nothing: agrees with nothing
-    row("a", "a", "a", model="dpo", held_out=True),
+    row("a", "a", "a", id="1"),
+    row("a", "a", "b", held_out=True, id="2"),  # written right, spoken wrong
+    row("a", "b", "a", family="colours", id="3"),  # written wrong, spoken right
+    row("a", "b", "b", family="colours", held_out=True, id="4"),  # wrong, but of one mind
+    row("a", "", "", style="slow", id="5"),  # said nothing: agrees with nothing
+    row("a", "a", "a", model="dpo", held_out=True, id="2"),
 ]
 
 
@@ -65,6 +76,56 @@ def test_summary_of_handmade_rows():
     assert values["dpo.answers_correct"] == (1.0, 1)
     assert values["dpo.answers_correct.trained"] == (None, 0)
     assert "held-out" in details["answers_correct.held_out"]["split"]
+
+
+def test_models_compare_on_exactly_the_questions_both_answered():
+    rows = [row("a", "a", heard, id=str(i)) for i, heard in enumerate("aabbaa")]
+    # Asked in another order, one question of its own; it fails 1, and gets 2 and 3 right.
+    theirs = {"3": "a", "2": "a", "1": "b", "0": "a", "9": "b"}
+    rows += [row("a", "a", heard, id=i, model="sft_2") for i, heard in theirs.items()]
+    _, details = summarise(rows)
+    found = {k: (f["value"], f["n"]) for k, f in details.items()}
+    assert found["answers_correct"] == (4 / 6, 6)
+    assert found["sft_2.answers_correct"] == (3 / 5, 5)
+    assert found["merge.answers_correct.beside.sft_2"] == (2 / 4, 4)
+    assert found["sft_2.answers_correct.beside.merge"] == (3 / 4, 4)
+    assert found["merge.answers_correct.over.sft_2"] == (1 / 4, 4)
+    assert found["sft_2.answers_correct.over.merge"] == (2 / 4, 4)
+    assert found["sft_2.text_correct.over.merge"] == (0.0, 4)
+    said = details["merge.answers_correct.beside.sft_2"]["split"]
+    assert said == "test, unseen voices, questions that sft_2 answered too"
+
+
+def test_no_shared_or_unjudged_questions_make_no_comparison():
+    rows = [row("a", "a", "a", id="1"), row("a", "a", "a", id="2", model="dpo")]
+    _, details = summarise(rows)
+    assert details["dpo.answers_correct.over.merge"]["reason"] == "no rows to measure"
+    rows = [row("a", "a", heard, id="1", model=m) for m, heard in (("merge", "a"), ("dpo", None))]
+    _, details = summarise(rows)
+    for one, other in (("merge", "dpo"), ("dpo", "merge")):
+        assert details[f"{one}.answers_correct.over.{other}"]["value"] is None
+        assert details[f"{one}.text_correct.over.{other}"]["value"] == 0.0
+
+
+def test_pairs_are_those_of_the_models_there_are():
+    assert pairs(["merge", "sft_1", "dpo"]) == [
+        ("dpo", "sft_1"), ("merge", "sft_1"), ("merge", "dpo"),
+    ]  # fmt: skip
+    assert pairs(["model"]) == []
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "p"),
+    [(0, 0, 1.0), (5, 5, 1.0), (0, 5, 2 / 32), (8, 1, 20 / 512), (1, 8, 20 / 512), (0, 400, 0.0)],
+)
+def test_sign_test_against_counting_by_hand(wins, losses, p):
+    assert sign_test(wins, losses) == pytest.approx(p, abs=1e-12)
+
+
+def test_figures_say_which_split_and_whose_voices():
+    assert split_label("train") == "train, training voices"
+    _, details = summarise(ROWS, split="validation")
+    assert all(f["split"].startswith("validation, unseen voices") for f in details.values())
 
 
 def test_the_first_model_leads_where_nothing_was_merged():

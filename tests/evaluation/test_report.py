@@ -6,10 +6,12 @@ from html.parser import HTMLParser
 
 import pytest
 
+from aqaa.evaluation.measure import figure
 from aqaa.evaluation.report import MAX_BYTES, write_report
 from aqaa.evaluation.report_cards import choose
 from aqaa.evaluation.report_figures import curves, perplexity, read_metrics, thin
 from aqaa.evaluation.report_lineage import ancestry, duration, lineage, size
+from aqaa.evaluation.report_page import parts
 
 VOID = {"meta", "img", "br", "input", "hr", "link", "source"}
 
@@ -81,13 +83,55 @@ def test_every_promised_item_is_there(run, page):
         assert part in parsed.text
 
 
-def test_a_merge_below_its_parts_is_marked_as_hurt(run):
-    for key, value in (("answers_correct", 0.7), ("sft_2.answers_correct", 0.9)):
-        figure = {"value": value, "n": 400, "ci95": [value - 0.02, value + 0.02], "split": "test"}
-        run.results["details"][key] = figure
-    text = Page(write_report(**vars(run)).read_text(encoding="utf-8")).text
-    said = "merged is hurt: 20.0 points of answers correct below SFT 2 (the intervals do not touch)"
+def models(wins, losses, n=400):
+    """The models of a made-up merge and one part, as HTML and as text."""
+    both = (n - wins - losses) // 2
+    details = {
+        "answers_correct": figure(471, 480, "test"),
+        "sft_2.answers_correct": figure(both + losses, n, "test"),
+        "merge.answers_correct.beside.sft_2": figure(both + wins, n, "test"),
+        "sft_2.answers_correct.beside.merge": figure(both + losses, n, "test"),
+        "merge.answers_correct.over.sft_2": figure(wins, n, "test"),
+        "sft_2.answers_correct.over.merge": figure(losses, n, "test"),
+    }
+    html = parts({"details": details}, "merge")
+    return html, Page(html).text
+
+
+def test_a_merge_below_a_part_on_the_same_questions_is_marked_as_hurt():
+    html, text = models(7, 27)
+    said = "7 only merged got right, 27 only SFT 2 (sign test, p < 0.001): merged is hurt."
+    assert f"merged and SFT 2, the same 400 questions: {said}" in text
+    assert html.count('class="hurt"') == 1 and "merged hurt n = 480" in text
+    assert "SFT 2 n = 400 52.5 %" in text and "merged 47.5 %" in text
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "said"),
+    [
+        (3, 9, "(sign test, p = 0.15): merged is hurt, which may be chance."),
+        (9, 3, "(sign test, p = 0.15): merged is ahead, which may be chance."),
+        (19, 7, "(sign test, p = 0.029): merged is ahead."),
+        (4, 4, "(sign test, p = 1): neither is ahead."),
+    ],
+)
+def test_the_verdict_follows_the_paired_counts(wins, losses, said):
+    html, text = models(wins, losses)
     assert said in text
+    # 471 of 480 beside 200 of 400 says nothing: they are other questions.
+    assert ('class="hurt"' in html) == (losses > wins)
+
+
+def test_the_page_says_how_long_answers_took_and_last_and_what_is_unseen(run, page):
+    text = page[1].text
+    assert "An answer took 0.31 s to make and lasts 1.40 s on average." in text
+    assert "made in 0.30 s" in text
+    assert "another variant of the same speech synthesiser" in text
+    assert "some are close to a voice of training; none of it is human speech" in text
+    for row in run.answers:
+        del row["seconds"], row["duration_s"]
+    text = Page(write_report(**vars(run)).read_text(encoding="utf-8")).text
+    assert "An answer" not in text and "made in" not in text
 
 
 def test_a_missed_floor_is_said(run):

@@ -56,10 +56,12 @@ def test_other_settings_are_refused_unless_the_run_may_be_lost(chain: Chain, spo
 def test_a_folder_of_something_else_is_not_taken(chain: Chain, tmp_path: Path) -> None:
     for name in ("corpus", "merge"):  # one has a manifest, one a record
         shutil.copytree(chain / name, tmp_path / name, ignore=shutil.ignore_patterns("*.wav"))
+        before = {p: p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()}
         words = chain.words("vocoder_waveform", tmp_path, f"run.name={name}", "run.overwrite=true")
         with pytest.raises(UsageError, match=f"{name} holds something else than a training run"):
             train(words)
-        assert not (tmp_path / name / "config.yaml").exists()
+        found = {p: p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()}
+        assert found == before
 
 
 @pytest.mark.parametrize("lost", ["model/model.safetensors", "model/MANIFEST.sha256", "model"])
@@ -71,6 +73,21 @@ def test_a_run_cut_in_half_is_made_again(
     out = train(chain.words("vocoder_waveform", spoil))
     assert "making it again" in capsys.readouterr().out
     assert_same_run(out, chain / "vocoder_waveform")
+
+
+def test_a_damaged_model_does_not_stand_in_the_way(
+    chain: Chain, spoil: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aqaa.runtime import run
+
+    def fit(_: object, out: Path) -> None:
+        assert not (out / "model").exists()  # else its export were refused after the training
+        raise KeyboardInterrupt
+
+    (spoil / "vocoder_waveform" / "model" / "MANIFEST.sha256").unlink()
+    monkeypatch.setattr(run, "_fit", fit)
+    with pytest.raises(KeyboardInterrupt):
+        train(chain.words("vocoder_waveform", spoil))
 
 
 def test_a_run_without_its_record_is_made_again(chain: Chain, spoil: Path) -> None:
@@ -137,6 +154,26 @@ def test_a_damaged_parent_is_refused(
     with pytest.raises(UsageError, match="is damaged: its SHA-256 differs from MANIFEST") as caught:
         train(chain.words(stage, tmp_path / "runs", **{key: path}))
     assert "\n" not in str(caught.value) and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"),
+    [
+        ("sft_1", "stage.model"),
+        ("sft_1", "data.corpus"),
+        ("vocoder_flow", "data.tokens"),
+        ("dpo", "data.pairs"),
+        ("dpo", "stage.model"),
+    ],
+)
+def test_what_is_trained_from_is_what_is_recorded(
+    stage: str, key: str, chain: Chain, tmp_path: Path
+) -> None:
+    name = key.partition(".")[2]
+    with pytest.raises(UsageError, match=f"{key}=elsewhere is not parents.{name}=") as caught:
+        train(chain.words(stage, tmp_path / "runs", f"{key}=elsewhere"))
+    assert f"set parents.{name}" in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_missing_parent_is_refused(chain: Chain, tmp_path: Path) -> None:

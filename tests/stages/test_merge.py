@@ -1,6 +1,7 @@
 """The weighted mean of three models."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from aqaa.backbone.loading import Ids, load_backbone
 from aqaa.errors import UsageError
 from aqaa.stages.merge import merge
-from aqaa.storage import load_tensors, read_json, write_manifest
+from aqaa.storage import load_tensors, read_json, write_json, write_manifest
 from tests.conftest import Chain
 
 PARTS = ("sft_1", "sft_2", "dpo")
@@ -58,9 +59,58 @@ def test_models_of_other_tokenizers_are_refused(chain: Chain, tmp_path: Path) ->
     copy = shutil.copytree(folders(chain)[2], tmp_path / "dpo")
     replace(Ids.load(copy), tokenizer_hash="other").save(copy)
     write_manifest(copy)
-    with pytest.raises(UsageError, match="have different tokenizers or vocabularies"):
+    with pytest.raises(UsageError, match="have different speech tokenizers"):
         merge(models=[*folders(chain)[:2], str(copy)], weights=[5, 5, 1], out=str(tmp_path / "m"))
     assert not (tmp_path / "m").exists()
+
+
+def _layout(folder: Path) -> None:
+    found = Ids.load(folder)
+    replace(found, layout=replace(found.layout, text_block=7)).save(folder)
+
+
+def _text(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    file.write_text(file.read_text() + "\n")
+
+
+def _config(folder: Path) -> None:
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, "num_attention_heads": 1, "extra": 3})
+
+
+@pytest.mark.parametrize(
+    ("change", "what"), [(_layout, "layouts"), (_text, "text tokenizers"), (_config, "sizes")]
+)
+def test_models_that_mean_something_else_are_refused(
+    chain: Chain, tmp_path: Path, change: Callable[[Path], None], what: str
+) -> None:
+    copy = shutil.copytree(folders(chain)[2], tmp_path / "dpo")
+    change(copy)
+    write_manifest(copy)
+    with pytest.raises(UsageError, match=f"have different {what}") as info:
+        merge(models=[*folders(chain)[:2], str(copy)], weights=[5, 5, 1], out=str(tmp_path / "m"))
+    assert "\n" not in str(info.value)
+    assert not (tmp_path / "m").exists()
+
+
+def test_its_settings_stay_with_it(chain: Chain, tmp_path: Path) -> None:
+    merge(models=folders(chain), weights=[5, 5, 1], out=str(tmp_path / "m"))
+    lines = (tmp_path / "m" / "config.yaml").read_text().splitlines()
+    assert lines[0].startswith("models: [") and folders(chain)[1] in lines[0]
+    assert lines[1] == "weights: [5.0, 5.0, 1.0]"
+    merge(models=folders(chain), weights=[1, 1, 1], out=str(tmp_path / "m"))  # a merge may go
+    assert "[1.0, 1.0, 1.0]" in (tmp_path / "m" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("kept", ["lineage.json", "checkpoints/last.ckpt", "thesis.txt"])
+def test_another_stages_run_is_never_written_over(chain: Chain, tmp_path: Path, kept: str) -> None:
+    run = tmp_path / "run"
+    (run / kept).parent.mkdir(parents=True)
+    (run / kept).write_text((chain / "sft_1/lineage.json").read_text())
+    with pytest.raises(UsageError, match="choose another out"):
+        merge(models=folders(chain), weights=[5, 5, 1], out=str(run))
+    assert [p.name for p in run.iterdir()] == [kept.split("/")[0]]
 
 
 @pytest.mark.parametrize("weights", [[5, 5], [0, 0, 0], [2, 2, -1]])

@@ -54,13 +54,14 @@ def test_the_rate_rises_and_falls(schedule: str) -> None:
     if schedule == "constant":
         assert {s.factor(step, 100) for step in range(9, 101)} == {1.0}
         return
-    assert s.factor(50, 100) == pytest.approx(0.25 + 0.75 * 0.5)
-    assert s.factor(100, 100) == s.factor(1000, 100) == pytest.approx(0.25)
+    assert s.factor(50, 101) == pytest.approx(0.25 + 0.75 * 0.5)
+    assert s.factor(98, 100) > s.factor(99, 100) == s.factor(1000, 100) == pytest.approx(0.25)
+    assert s.factor(0, 1) == pytest.approx(0.1)
     loop = [
-        min(1, (k + 1) / 10) * (0.25 + 0.75 * (1 + math.cos(math.pi * k / 100)) / 2)
-        for k in range(101)
+        min(1, (k + 1) / 10) * (0.25 + 0.75 * (1 + math.cos(math.pi * k / 99)) / 2)
+        for k in range(100)
     ]
-    assert [s.factor(k, 100) for k in range(101)] == pytest.approx(loop)
+    assert [s.factor(k, 100) for k in range(100)] == pytest.approx(loop)
 
 
 def test_the_scheduler_moves_every_group() -> None:

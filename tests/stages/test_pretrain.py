@@ -5,6 +5,7 @@ import torch
 
 from aqaa.backbone.loading import Ids, load_backbone
 from aqaa.data.dialogues import DialogueBatches
+from aqaa.errors import UsageError
 from aqaa.losses.next_token import next_token
 from aqaa.runtime.compose import compose
 from aqaa.stages.language import SLOT_WEIGHTS, slot_tables
@@ -74,6 +75,23 @@ def test_a_slot_without_a_weight_carries_no_loss(chain: Chain) -> None:
     assert hidden.grad is not None
     moved = hidden.grad.abs().sum(-1) > 0
     assert torch.equal(moved, batch.slots == Slot.TEXT)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {},
+        {"text": 1.0},
+        {**SLOT_WEIGHTS, "forced": 1.0},
+        {"txet": 3.0, "linguistic": 1.0, "semantic": 1.0, "after": 1.0},
+    ],
+)
+def test_weights_name_every_slot_and_no_other(weights: dict[str, float]) -> None:
+    settings = OptimizerSettings(lr=1.0)
+    with pytest.raises(UsageError, match="must name text, linguistic, semantic, after") as caught:
+        Pretrain(model="unread", optimizer=settings, slot_weights=weights)
+    assert "\n" not in str(caught.value)
+    Pretrain(model="unread", optimizer=settings, slot_weights={**SLOT_WEIGHTS, "after": 0.0})
 
 
 def test_training_moves_every_matrix(chain: Chain) -> None:

@@ -1,13 +1,11 @@
-"""The codebook against a plain loop: search, moving averages, k-means, usage."""
-
-from math import exp, log
+"""The codebook against a plain loop: search, moving averages, k-means."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from aqaa.tokenizer import codebook as module
-from aqaa.tokenizer.codebook import Codebook, usage
+from aqaa.tokenizer.codebook import Codebook
 
 
 def started(codes: int = 7, width: int = 3, **settings: float) -> Codebook:
@@ -57,6 +55,27 @@ def test_moving_averages_against_a_loop() -> None:
         )
 
 
+def test_codes_that_are_not_used_stay_where_they_are() -> None:
+    book = started().train()
+    near = book.vectors[0].clone()  # every vector of 600 steps falls to one code
+    before = book.vectors.clone()
+    for _ in range(600):
+        book(near.expand(1, 6, 3), torch.ones(1, 6))
+    assert book.counts[1:].max() < 1e-5
+    torch.testing.assert_close(book.vectors, before, rtol=1e-3, atol=1e-4)
+    wanted = before[3] + 0.01  # one that comes back moves to what it is given
+    book(wanted.expand(1, 6, 3), torch.ones(1, 6))
+    torch.testing.assert_close(book.vectors[3], wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_the_chosen_vectors_are_those_before_the_step() -> None:
+    book, z = started().train(), torch.randn(2, 6, 3)
+    before = book.vectors.clone()
+    found = book(z, torch.ones(2, 6))
+    assert torch.equal(found.chosen, before[found.codes])
+    assert not torch.equal(found.chosen, book.vectors[found.codes])
+
+
 def test_evaluation_moves_nothing() -> None:
     book = started().eval()
     before = {k: v.clone() for k, v in book.state_dict().items()}
@@ -101,18 +120,3 @@ def test_more_codes_than_vectors_still_start() -> None:
 
 def test_the_same_seed_starts_the_same_book() -> None:
     assert torch.equal(started().vectors, started().vectors)
-
-
-@pytest.mark.parametrize(
-    ("counts", "used", "perplexity"),
-    [
-        ([5, 5, 5, 5], 4, 4.0),
-        ([9, 0, 0, 0], 1, 1.0),
-        ([0, 0, 0, 0], 0, 0.0),
-        ([1, 1, 2, 0], 3, exp(0.5 * log(4) + 0.5 * log(2))),
-    ],
-)
-def test_usage_of_known_histograms(counts: list[int], used: int, perplexity: float) -> None:
-    found = usage(torch.tensor(counts))
-    assert (found.used, found.total) == (used, 4)
-    assert found.perplexity == pytest.approx(perplexity)

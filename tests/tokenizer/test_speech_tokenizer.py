@@ -81,6 +81,15 @@ def test_every_parameter_learns() -> None:
     assert silent == []
 
 
+def test_the_loss_sees_the_vectors_that_were_chosen() -> None:
+    tokenizer = speech_tokenizer("semantic", codes=32).train()
+    before = tokenizer.codebook.vectors.clone()
+    out = tokenizer(MEL, mask())
+    assert out.codes is not None
+    assert torch.equal(out.quantised, before[out.codes])
+    assert not torch.equal(tokenizer.codebook.vectors, before)
+
+
 def test_before_the_book_starts_vectors_pass_through() -> None:
     tokenizer = SpeechTokenizer(
         book="semantic", phones=["a"], codes=9, frames_per_code=4, ctc_steps=1, width=8, blocks=1

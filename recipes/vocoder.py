@@ -9,7 +9,7 @@ On a laptop:
 On a GPU (composes; not run yet):
     python recipes/vocoder.py preset=paper/vocoder_flow
 
-Time: 5 to 8 minutes of one CPU core for the flow, up to 6 for the waveform head.
+Time: about 7 minutes of one CPU core for the flow, 5 for the waveform head.
 Expect: `aqaa listen` gives back the corpus' own answers so that every word is understood.
 Ours: 16 kHz sound and a 100 Hz mel, a regression head beside the flow, code embeddings started from
 the codebooks, sampling from the mode of the noise, an inverse-STFT head trained by spectral losses

@@ -16,7 +16,7 @@ from aqaa.data.preferences import message
 from aqaa.data.token_store import TokenStore
 from aqaa.errors import UsageError
 from aqaa.signals import CodePair, Turn
-from aqaa.storage import atomic_folder, write_json
+from aqaa.storage import atomic_folder, check_replaceable, write_json
 
 
 def pairs(
@@ -49,6 +49,7 @@ def pairs(
         code_noise: share of the question's codes replaced, so that a good model errs at all.
         seed: of questions, noise and samples.
     """
+    check_replaceable(out)
     parents = {"model": model, "corpus": corpus, "tokens": tokens}
     hashes = {name: lineage.parent(path).hash for name, path in parents.items()}
     backbone = load_backbone(model)

@@ -14,7 +14,7 @@ from aqaa import lineage
 from aqaa.data.corpus import SPLITS, Corpus, question_part
 from aqaa.errors import UsageError
 from aqaa.signals import LINGUISTIC_CODES, SEMANTIC_CODES, CodePair
-from aqaa.storage import atomic_folder, read_json, tree_hash, write_json
+from aqaa.storage import atomic_folder, check_replaceable, read_json, tree_hash, write_json
 from aqaa.tokenizer.dual import DualTokenizer
 from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer
 
@@ -84,6 +84,7 @@ def tokenize(
         out: folder of the store, written as a whole.
         question_books: ``both``, or ``linguistic`` where the layout's questions carry that alone.
     """
+    check_replaceable(out)
     if question_books not in ("both", "linguistic"):
         raise UsageError(f"question_books={question_books} is neither both nor linguistic")
     for parent in (corpus, linguistic, semantic):

@@ -54,7 +54,6 @@ def test_every_stage_is_a_sealed_run(stage: str, smoke: Walkthrough) -> None:
     assert all(parent.verified for parent in record.parents.values())
     if stage != "merge":
         assert (run / "config.yaml").is_file() and (run / "checkpoints").is_dir()
-        assert (run / "metrics.csv").read_text().count("\n") > 2
         assert record.steps == settings().steps[stage]
 
 

@@ -94,7 +94,9 @@ def tokenize(
     clips = [(f"answers/{key}", row["audio"]) for key, row in source.answers.items()]
     for split in SPLITS:
         clips += [(f"{split}/{row['id']}", question_part(row)) for row in source.rows(split)]
-    order = sorted(range(len(clips)), key=lambda i: clips[i][1]["end"] - clips[i][1]["start"])
+    # The longest first: growing batches would never fit where the last one was, and memory would
+    # grow to several times what is held.
+    order = sorted(range(len(clips)), key=lambda i: clips[i][1]["start"] - clips[i][1]["end"])
     pairs: dict[int, CodePair] = {}
     for begin in range(0, len(order), _BATCH):
         places = order[begin : begin + _BATCH]

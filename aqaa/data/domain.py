@@ -116,14 +116,15 @@ class Style:
     pitch: int
 
 
-# A plain pitch well above the low one: codes and mels must tell 75 Hz from it.
-PLAIN = Style("plain", "", 160, 65)
+# Three pitches a third apart, 97, 127 and 173 Hz, none far below the 100 frames a second of a mel: of
+# slower pulses it keeps no pitch, and the small vocoder hums at the frame rate instead.
+PLAIN = Style("plain", "", 160, 70)
 STYLES = (
     PLAIN,
-    Style("slow", "slowly", 115, 65),
-    Style("quick", "quickly", 220, 65),
-    Style("high", "in a high voice", 160, 95),
-    Style("low", "in a low voice", 160, 5),
+    Style("slow", "slowly", 115, 70),
+    Style("quick", "quickly", 220, 70),
+    Style("high", "in a high voice", 160, 99),
+    Style("low", "in a low voice", 160, 40),
 )
 
 

@@ -73,7 +73,7 @@ def test_a_worker_never_waits_for_a_whole_round(tmp_path: Path) -> None:
         step(tmp_path, "first"),
         step(tmp_path, "second", needs=("first",)),
     ]
-    assert run(tmp_path, *chain, workers=2)[-1] == "second"
+    assert sorted(run(tmp_path, *chain, workers=2)) == ["first", "second", "slow"]
 
 
 def test_a_failed_step_is_named_and_nothing_after_it_runs(tmp_path: Path) -> None:

@@ -116,8 +116,8 @@ class Style:
     pitch: int
 
 
-# Three pitches a third apart, 97, 127 and 173 Hz, none far below the 100 frames a second of a mel: of
-# slower pulses it keeps no pitch, and the small vocoder hums at the frame rate instead.
+# Three pitches a third apart, 97, 127 and 173 Hz, none far below the 100 frames a second of a mel:
+# of slower pulses it keeps no pitch, and the small vocoder hums at the frame rate instead.
 PLAIN = Style("plain", "", 160, 70)
 STYLES = (
     PLAIN,

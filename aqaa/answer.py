@@ -2,29 +2,30 @@
 
 from pathlib import Path
 
-from aqaa.audio.file import write_audio
+from aqaa.audio.file import prepare, read_audio, write_audio
 from aqaa.errors import UsageError
-from aqaa.pipeline import ORGANS, Pipeline
+from aqaa.lineage import IDS, ORGANS
 from aqaa.storage import read_json
 
 DEMO = Path(__file__).parent / "assets" / "demo"
 
 
-def answer(
-    *, question: str, out: str = "answer.wav", model: str | None = None, seed: int = 0
-) -> None:
+def answer(*, question: str, out: str = "answer.wav", model: str | None = None) -> None:
     """Answer a spoken question: the text on the terminal, the speech in a file.
 
     Args:
         question: a sound file, any rate and channel count.
         out: WAV of the answer.
         model: a model folder; None is the demo checkpoint of this package.
-        seed: of the sampling, where the model samples.
     """
     if Path(out).exists() and Path(question).exists() and Path(out).samefile(question):
         raise UsageError(f"the answer would replace the question {question}: give another out=FILE")
     folder, name = locate(model)
-    reply = Pipeline.load(folder).answer(question, seed=seed)
+    asked = read_audio(question)
+    prepare(asked)  # refuses what is no question, before anything heavy is imported
+    from aqaa.pipeline import Pipeline
+
+    reply = Pipeline.load(folder).answer(asked)
     print(f"model: {name}")
     print(f"text:  {reply.text}")
     if reply.sound is None:
@@ -43,7 +44,16 @@ def locate(model: str | None) -> tuple[Path, str]:
     for folder in (Path(model), Path(model) / "model"):
         if all((folder / organ).is_dir() for organ in ORGANS):
             return folder, str(folder)
-    return Path(model), model  # loading it will say what is missing
+    if not Path(model).is_dir():
+        found = "is a file" if Path(model).exists() else "does not exist"
+        raise UsageError(f"{model} {found}: give the folder of a model")
+    if any((folder / IDS).is_file() for folder in (Path(model), Path(model) / "model")):
+        raise UsageError(
+            f"{model} holds a backbone alone: put a model together with `aqaa bundle "
+            f"organs.backbone={model}` and the folders of its tokenizer, flow and waveform"
+        )
+    missing = [organ for organ in ORGANS if not (Path(model) / organ).is_dir()]
+    raise UsageError(f"{model} is not a whole model: it lacks {', '.join(missing)}")
 
 
 def bundle(*, organs: dict[str, str], out: str, half: bool = False) -> Path:
@@ -56,6 +66,8 @@ def bundle(*, organs: dict[str, str], out: str, half: bool = False) -> Path:
         half: store in 16-bit floats.
     """
     import torch
+
+    from aqaa.pipeline import Pipeline
 
     Pipeline.from_folders(**organs).save(out, dtype=torch.float16 if half else None)
     return Path(out)

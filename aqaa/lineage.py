@@ -1,7 +1,7 @@
 """Run folders and where they came from.
 
-A run folder holds config.yaml, lineage.json, metrics.csv, checkpoints/, model/ and MANIFEST.sha256.
-lineage.json is written last: a folder without it is a run that was cut.
+A run folder holds config.yaml, lineage.json, metrics.csv, checkpoints/ and model/, which is sealed
+by its MANIFEST.sha256. lineage.json is written last: a folder without it is a run that was cut.
 """
 
 import hashlib
@@ -25,6 +25,8 @@ from aqaa.storage import (
 
 RECORD = "lineage.json"
 MODEL = "model"
+ORGANS = ("tokenizer", "backbone", "vocoder")  # folders of a whole model
+IDS = "aqaa.json"  # in the folder of a backbone: what its ids mean
 
 
 @dataclass(frozen=True)
@@ -113,21 +115,25 @@ def versions() -> dict[str, str]:
 
 
 def _commit(file: Path) -> str:
-    """Commit of the checkout that ``file`` belongs to; '' for an installed package or no git."""
+    """Commit of the checkout that ``file`` belongs to, ``-dirty`` where files of it were changed.
+
+    '' for an installed package or no git.
+    """
     # A package installed inside somebody's repository lies there without being of it.
     ask = ["git", "-C", str(file.parent)]
     tracked = [*ask, "ls-files", "--error-unmatch", file.name]
+    changes = [*ask, "status", "--porcelain", "--untracked-files=no"]
     head = [*ask, "rev-parse", "--short=12", "HEAD"]
-    answer = ""
-    for command in (tracked, head):
+    said = []
+    for command in (tracked, changes, head):
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError:
             return ""
         if done.returncode != 0:
             return ""
-        answer = done.stdout.strip()
-    return answer
+        said.append(done.stdout.strip())
+    return f"{said[2]}-dirty" if said[1] else said[2]
 
 
 def tokenizer_hash(folder: str | Path) -> str:

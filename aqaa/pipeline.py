@@ -9,20 +9,18 @@ from pathlib import Path
 
 import torch
 
-from aqaa.audio.file import prepare, read_audio
+from aqaa.audio.file import prepare
 from aqaa.backbone.decoding import Decoder, Sampling
 from aqaa.backbone.loading import Backbone, load_backbone
 from aqaa.errors import UsageError
 from aqaa.grammar import Mode
-from aqaa.lineage import tokenizer_hash
+from aqaa.lineage import ORGANS, tokenizer_hash
 from aqaa.signals import CodePair, Turn, Waveform
 from aqaa.storage import atomic_folder, tree_hash, verify_manifest
 from aqaa.tokenizer.dual import DualTokenizer
 from aqaa.vocoder.flow import FlowVocoder
 from aqaa.vocoder.vocoder import Vocoder
 from aqaa.vocoder.waveform import WaveformHead
-
-ORGANS = ("tokenizer", "backbone", "vocoder")
 
 
 @dataclass(frozen=True)
@@ -136,6 +134,6 @@ class Pipeline:
         sound = self.vocoder.speak(spoken) if spoken.groups else None
         return Reply(answer.text, written, sound, answer.complete)
 
-    def answer(self, question: str | Path, *, seed: int = 0) -> Reply:
-        """Answer a question read from a sound file."""
-        return self.reply(self.listen(read_audio(question)), seed=seed)
+    def answer(self, question: Waveform) -> Reply:
+        """Answer a spoken question with the most likely ids."""
+        return self.reply(self.listen(question))

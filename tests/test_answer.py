@@ -13,7 +13,7 @@ from aqaa import answer as verb
 from aqaa import cli
 from aqaa.audio.file import read_audio, write_audio
 from aqaa.errors import UsageError
-from aqaa.lineage import tokenizer_hash
+from aqaa.lineage import IDS, tokenizer_hash
 from aqaa.pipeline import Pipeline, Reply
 from aqaa.signals import QUESTION_RATE_HZ
 from aqaa.storage import load_tensors, read_json, verify_manifest, write_json
@@ -65,7 +65,7 @@ def test_the_answer_is_printed_and_written(
     run: Path, question: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["answer", str(question), f"model={run / 'model'}"]) == 0
-    reply = Pipeline.load(run / "model").answer(question)
+    reply = Pipeline.load(run / "model").answer(read_audio(question))
     assert reply.sound is not None
     assert capfd.readouterr().out == (
         f"model: {run / 'model'}\ntext:  {reply.text}\n"
@@ -125,9 +125,10 @@ def test_a_folder_that_is_no_model_is_one_sentence(
     run: Path, organs: dict[str, str], question: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for folder, sentence in (
-        ("nowhere", "nowhere is not a whole model: it lacks tokenizer, backbone, vocoder"),
-        (organs["backbone"], "is not a whole model: it lacks tokenizer, backbone, vocoder"),
-        (str(question), "is not a whole model"),
+        ("nowhere", "nowhere does not exist: give the folder of a model"),
+        (organs["backbone"], "holds a backbone alone: put a model together with `aqaa bundle"),
+        (organs["tokenizer"], "is not a whole model: it lacks tokenizer, backbone, vocoder"),
+        (str(question), "is a file: give the folder of a model"),
     ):
         assert cli.main(["answer", str(question), f"model={folder}"]) == 2
         streams = capfd.readouterr()
@@ -159,9 +160,12 @@ def test_a_model_is_found_in_its_folder_and_in_a_run(run: Path, tmp_path: Path) 
     model = run / "model"
     assert verb.locate(str(model)) == (model, str(model))
     assert verb.locate(str(run)) == (model, str(model))
-    assert verb.locate(str(tmp_path)) == (tmp_path, str(tmp_path))
-    (tmp_path / "model" / "backbone").mkdir(parents=True)  # a training run's model is one organ
-    assert verb.locate(str(tmp_path)) == (tmp_path, str(tmp_path))
+    (tmp_path / "model" / "backbone").mkdir(parents=True)
+    with pytest.raises(UsageError, match="is not a whole model"):
+        verb.locate(str(tmp_path))
+    write_json(tmp_path / "model" / IDS, {})  # a training run's model is one organ
+    with pytest.raises(UsageError, match="holds a backbone alone"):
+        verb.locate(str(tmp_path))
 
 
 def test_without_a_model_the_demo_speaks(

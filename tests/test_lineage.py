@@ -116,7 +116,10 @@ def test_a_package_inside_another_repository_has_no_commit(tmp_path: Path) -> No
     assert lineage._commit(installed) == ""
     git("add", str(installed))
     git("commit", "-m", "ours")
-    assert len(lineage._commit(installed)) == 12
+    commit = lineage._commit(installed)
+    assert len(commit) == 12
+    installed.write_text("changed since")
+    assert lineage._commit(installed) == f"{commit}-dirty"
 
 
 def test_the_tokenizer_hash_is_of_both_books(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from aqaa.audio.file import write_audio
+from aqaa.audio.file import read_audio, write_audio
 from aqaa.backbone.decoding import Sampling
 from aqaa.errors import UsageError
 from aqaa.lineage import tokenizer_hash
@@ -50,7 +50,7 @@ def test_a_question_is_answered_end_to_end(
     pipeline: Pipeline, question: Waveform, tmp_path: Path
 ) -> None:
     write_audio(tmp_path / "question.wav", question.samples, question.rate_hz)
-    reply = pipeline.answer(tmp_path / "question.wav")
+    reply = pipeline.answer(read_audio(tmp_path / "question.wav"))
     ids = pipeline.backbone.ids
     parsed = ids.layout.parse(reply.ids, ids.text, ids.vocabulary)
     assert reply.text == parsed.text
@@ -59,7 +59,7 @@ def test_a_question_is_answered_end_to_end(
     assert reply.sound is not None
     assert reply.sound.duration_s == pytest.approx(0.12 * groups)
     assert np.isfinite(reply.sound.samples).all()
-    assert pipeline.answer(tmp_path / "question.wav").ids == reply.ids
+    assert pipeline.answer(read_audio(tmp_path / "question.wav")).ids == reply.ids
 
 
 def test_listening_gives_whole_groups(pipeline: Pipeline, question: Waveform) -> None:

@@ -4,6 +4,7 @@ Letters: T samples, C channels.
 """
 
 import os
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -150,13 +151,8 @@ def prepare(waveform: Waveform) -> Waveform:
 
 def write_audio(path: str | Path, samples: NDArray[np.float32], rate_hz: int) -> None:
     """Write mono (T,) in -1..1 as a 16-bit PCM WAV, whole or not at all; louder is clipped."""
+    sound = BytesIO()  # libsndfile's own errors do not say what the disk said
+    clipped = np.clip(np.asarray(samples, dtype=np.float32), -1.0, 1.0)
+    soundfile.write(sound, clipped, rate_hz, subtype="PCM_16", format="WAV")
     with atomic_path(path) as temporary:
-        try:
-            with soundfile.SoundFile(
-                str(temporary), "w", samplerate=rate_hz, channels=1, subtype="PCM_16", format="WAV"
-            ) as sound:
-                sound.write(np.clip(np.asarray(samples, dtype=np.float32), -1.0, 1.0))
-        except soundfile.LibsndfileError as error:
-            raise UsageError(
-                f"cannot write {path}: {error.error_string}; nothing was changed"
-            ) from None
+        temporary.write_bytes(sound.getbuffer())

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aqaa.audio.file import read_audio
 from aqaa.audio.mel import HOP_SAMPLES, log_mel
-from aqaa.data.manifest import read_manifest, sound_path
+from aqaa.data.manifest import HUMAN, clip, read_manifest
 from aqaa.errors import UsageError
 from aqaa.storage import read_json
 
 SPLITS = ("train", "validation", "test")
 _MEL_BATCH = 32
+_Key = tuple[str | None, float | None, float | None]
 
 
 class Corpus:
@@ -27,7 +27,7 @@ class Corpus:
         self.folder = Path(folder)
         if not (self.folder / "domain.json").is_file():
             raise UsageError(f"{folder} is not a corpus: run `aqaa data synthesize out={folder}`")
-        self._mels: dict[tuple[str, float], Tensor] = {}
+        self._mels: dict[_Key, Tensor] = {}
 
     @cached_property
     def domain(self) -> dict[str, Any]:
@@ -45,20 +45,18 @@ class Corpus:
 
     def samples(self, part: dict[str, Any]) -> Tensor:
         """Samples (T,) of an audio part, 16 kHz."""
-        path = sound_path(part["path"], self.folder)
-        wave = read_audio(path, start_s=part["start"], end_s=part["end"])
-        return torch.from_numpy(wave.samples)
+        return torch.from_numpy(clip(part, self.folder).samples)
 
     def mels(self, parts: list[dict[str, Any]]) -> list[Tensor]:
         """Log-mels (80, F) in float32 of audio parts, from the cache where possible."""
-        keys = [(part["path"], part["start"]) for part in parts]
+        keys = [(part.get("path"), part.get("start"), part.get("end")) for part in parts]
         missing = [i for i, key in enumerate(keys) if key not in self._mels]
-        missing.sort(key=lambda i: parts[i]["end"] - parts[i]["start"])
+        missing.sort(key=lambda i: seconds(parts[i]))
         for begin in range(0, len(missing), _MEL_BATCH):
             self._compute([(keys[i], parts[i]) for i in missing[begin : begin + _MEL_BATCH]])
         return [self._mels[key].float() for key in keys]
 
-    def _compute(self, items: list[tuple[tuple[str, float], dict[str, Any]]]) -> None:
+    def _compute(self, items: list[tuple[_Key, dict[str, Any]]]) -> None:
         clips = [self.samples(part) for _, part in items]
         longest = max(len(clip) for clip in clips)
         batch = torch.stack([torch.nn.functional.pad(c, (0, longest - len(c))) for c in clips])
@@ -67,11 +65,25 @@ class Corpus:
             self._mels[key] = mel[:, :count].half()
 
 
+def seconds(part: dict[str, Any]) -> float:
+    """How long an audio part lasts; 0.0 where it runs to the end of its file."""
+    end_s = part.get("end")
+    return 0.0 if end_s is None else end_s - (part.get("start") or 0.0)
+
+
 def question_part(row: dict[str, Any]) -> dict[str, Any]:
-    """The audio part of a chat row's last user message."""
-    return next(m for m in reversed(row["messages"]) if m["role"] == "user")["content"][0]
+    """The audio part of a chat row's last user message; UsageError where nothing is asked aloud."""
+    for message in reversed(row.get("messages", [])):
+        if message["role"] in HUMAN:
+            for part in message["content"]:
+                if part["type"] == "audio":
+                    return part
+    raise UsageError(f"row {row['id']} holds no user message with sound: nothing is asked aloud")
 
 
 def answer_text(row: dict[str, Any]) -> str:
-    """The text of a chat row's answer."""
-    return next(p["text"] for p in row["messages"][-1]["content"] if p["type"] == "text")
+    """The text of a chat row's answer; UsageError where it has none."""
+    for part in row["messages"][-1]["content"]:
+        if part["type"] == "text":
+            return part["text"]
+    raise UsageError(f"the answer of row {row['id']} has no text")

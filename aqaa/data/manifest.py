@@ -10,6 +10,7 @@ from aqaa.errors import UsageError
 from aqaa.signals import Waveform
 from aqaa.storage import write_text
 
+HUMAN = ("user", "human")  # roles of who asks
 _DEEPEST = 64
 
 

@@ -4,6 +4,7 @@ A batch holds rows of similar length; an epoch visits every row once, whole batc
 """
 
 import random
+from collections.abc import Sequence
 from functools import lru_cache
 
 from aqaa.errors import UsageError
@@ -20,7 +21,7 @@ class BucketSampler:
             neighbours of a row differ from epoch to epoch.
     """
 
-    def __init__(self, lengths: list[int], *, batch: int, seed: int, jitter: float) -> None:
+    def __init__(self, lengths: Sequence[float], *, batch: int, seed: int, jitter: float) -> None:
         if not 1 <= batch <= len(lengths):
             raise UsageError(
                 f"{len(lengths)} rows do not make batches of {batch}: choose 1 to {len(lengths)}"

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from aqaa.audio.mel import pad_mels
 from aqaa.data.augment import Augmentation
-from aqaa.data.corpus import Corpus, question_part
+from aqaa.data.corpus import Corpus, question_part, seconds
 from aqaa.data.sampler import BucketSampler
+from aqaa.errors import UsageError
 
 _LENGTH_JITTER_S = 0.25
 
@@ -55,8 +56,15 @@ class SpeechBatches:
         rows = self._corpus.rows("train")
         self._questions = [question_part(row) for row in rows[: questions or len(rows)]]
         self._answers = [row["audio"] for row in self._corpus.answers.values()]
+        for part in (*self._questions, *self._answers):
+            phones = part.get("phones") or []
+            if not phones or not set(phones) <= set(self._labels):
+                raise UsageError(
+                    f"a clip of {corpus} has the phones {phones}, domain.json lists "
+                    f"{len(self.phones)}: a tokenizer learns from phones that are listed there"
+                )
         self._from_answers = round(batch * answers_share)
-        lengths = [part["end"] - part["start"] for part in self._questions]
+        lengths = [seconds(part) for part in self._questions]
         self._sampler = BucketSampler(
             lengths, batch=batch - self._from_answers, seed=seed, jitter=_LENGTH_JITTER_S
         )
@@ -81,7 +89,7 @@ class SpeechBatches:
         """Every validation question, in batches of similar length."""
         parts = sorted(
             (question_part(row) for row in self._corpus.rows("validation")),
-            key=lambda part: part["end"] - part["start"],
+            key=seconds,
         )
         groups = [parts[i : i + 32] for i in range(0, len(parts), 32)]
         return [self._collate(self._corpus.mels(g), g) for g in groups]

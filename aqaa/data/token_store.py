@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from aqaa import lineage
-from aqaa.data.corpus import SPLITS, Corpus, question_part
+from aqaa.data.corpus import SPLITS, Corpus, question_part, seconds
 from aqaa.errors import UsageError
 from aqaa.signals import LINGUISTIC_CODES, SEMANTIC_CODES, CodePair
 from aqaa.storage import atomic_folder, check_replaceable, read_json, tree_hash, write_json
@@ -96,7 +96,7 @@ def tokenize(
         clips += [(f"{split}/{row['id']}", question_part(row)) for row in source.rows(split)]
     # The longest first: growing batches would never fit where the last one was, and memory would
     # grow to several times what is held.
-    order = sorted(range(len(clips)), key=lambda i: clips[i][1]["start"] - clips[i][1]["end"])
+    order = sorted(range(len(clips)), key=lambda i: -seconds(clips[i][1]))
     pairs: dict[int, CodePair] = {}
     for begin in range(0, len(order), _BATCH):
         places = order[begin : begin + _BATCH]

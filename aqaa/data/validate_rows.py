@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from aqaa.data.manifest import HUMAN
 from aqaa.signals import (
     LINGUISTIC_CODES,
     LINGUISTIC_PER_GROUP,
@@ -38,8 +39,7 @@ _PART_FIELDS = {
 }
 _SAFE_ID = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,200}")
 _LONGEST_S = 1e7  # four months
-_HUMAN = ("user", "human")
-_ROLES = ("system", *_HUMAN, "assistant")
+_ROLES = ("system", *HUMAN, "assistant")
 _BOOKS = {
     "linguistic": (LINGUISTIC_CODES, LINGUISTIC_PER_GROUP),
     "semantic": (SEMANTIC_CODES, SEMANTIC_PER_GROUP),
@@ -154,7 +154,7 @@ def _check_dialogue(
 
 def _check_roles(roles: list[Any], name: str, add: Add, *, prompt: bool) -> None:
     turns = roles[1:] if roles[:1] == ["system"] else roles
-    expected = [_HUMAN if i % 2 == 0 else ("assistant",) for i in range(len(turns))]
+    expected = [HUMAN if i % 2 == 0 else ("assistant",) for i in range(len(turns))]
     in_order = all(role in allowed for role, allowed in zip(turns, expected, strict=True))
     ends_well = bool(turns) and (turns[-1] == "assistant") != prompt
     if not (in_order and ends_well):
@@ -193,7 +193,7 @@ def _check_message(
             add("E002", f"field {key!r} of {place} is not known")
         if kind == "audio":
             spoken = part.get("text") or (text if len(audio) == 1 else "")
-            _check_audio(part, place, AudioPart(part, role in _HUMAN, str(spoken)), found, add)
+            _check_audio(part, place, AudioPart(part, role in HUMAN, str(spoken)), found, add)
         elif not isinstance(part.get("text"), str):
             add("E002", f"{place} has no text")
 

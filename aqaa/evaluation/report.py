@@ -45,8 +45,8 @@ def write_report(
         results: the figures, control, stages, seed and versions of ``results.json``.
         answers: judged answer rows of one or several models.
         runs: stage -> run folder with its ``metrics.csv``.
-        extra: ``title``, ``sounds``, ``settings`` {name: value} and ``codebooks`` {book: counts},
-            each of which may be absent.
+        extra: ``sounds``, ``settings`` {name: value} and ``codebooks`` {book: counts}, each of
+            which may be absent.
         shown: how many questions get a card.
     """
     main = main_model(answers)
@@ -56,7 +56,6 @@ def write_report(
         codebook(book, counts) for book, counts in (extra.get("codebooks") or {}).items()
     )
     fields = {
-        "title": escape(str(extra.get("title", "A spoken question in, a spoken answer out"))),
         "lead": _lead(results, rows),
         "hear": hear(rows, sounds),
         "headlines": headlines(results),

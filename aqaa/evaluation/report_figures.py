@@ -175,7 +175,10 @@ def perplexity(counts: Sequence[int]) -> float:
 
 
 def codebook(name: str, counts: Sequence[int]) -> str:
-    """Counts sorted from the commonest code, on a log scale, and how many codes are in use."""
+    """Counts sorted from the commonest code, on a log scale, and how many codes are in use.
+
+    ``name`` is the book, and after a comma what was counted.
+    """
     used = sum(count > 0 for count in counts)
     if not used:
         return (
@@ -208,7 +211,7 @@ def codebook(name: str, counts: Sequence[int]) -> str:
         f"{sum(counts):,} tokens"
     )
     return (
-        f'<figure class="book {escape(name)}"><figcaption><b>{escape(name)}</b>'
+        f'<figure class="book {escape(name.partition(",")[0])}"><figcaption><b>{escape(name)}</b>'
         f"<span>{said}</span></figcaption>"
         f'<svg viewBox="0 0 {w} {h}" role="img" aria-label="{escape(name)} codebook: {said}">'
         f'{"".join(ticks)}<path class="bars" d="{"".join(bars)}"/>'

@@ -14,13 +14,15 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
+from aqaa import lineage
 from aqaa.errors import UsageError
 from aqaa.runtime.catalogue import conf_dir
 from aqaa.runtime.command import error_of_use, perform
 from aqaa.runtime.verbs import find_verb
-from aqaa.storage import read_json, write_json
+from aqaa.storage import read_json, verify_manifest, write_json
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class Schedule:
             return
         os.environ.update({"OMP_NUM_THREADS": "1", "AQAA_PROGRESS": "lines"})
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self._workers, mp_context=context) as pool:
+        stop = context.Event()
+        with ProcessPoolExecutor(self._workers, context, _begin, (stop,)) as pool:
             running: dict[Future[None], tuple[Step, float]] = {}
             try:
                 while waiting or running:
@@ -84,6 +87,8 @@ class Schedule:
                         done.add(step.name)
                         running.pop(future)
             except BaseException as error:
+                if isinstance(error, KeyboardInterrupt):
+                    stop.set()  # for a worker that came too late for the terminal's Ctrl-C
                 self._wind_up(running, error)
                 raise
 
@@ -119,8 +124,22 @@ class Schedule:
         print(f"{step.name}: done in {int(seconds // 60)}:{int(seconds % 60):02d}", flush=True)
 
     def _finished(self, step: Step) -> bool:
+        """Whether a step was made as it would be now, and is still whole."""
         mark = self._marks / f"{step.name}.json"
-        return step.makes.exists() and mark.is_file() and read_json(mark) == self._keys[step.name]
+        if not step.makes.exists() or not mark.is_file():
+            return False
+        if read_json(mark) != self._keys[step.name]:
+            return False
+        if step.makes.is_file() and step.makes.name != lineage.RECORD:
+            return True
+        # A run is known by its record; what it made lies beside that.
+        made = step.makes if step.makes.is_dir() else step.makes.parent / lineage.MODEL
+        try:
+            verify_manifest(made)
+        except UsageError as error:
+            print(f"{error}; making it again", flush=True)
+            return False
+        return True
 
     def _key(self, step: Step) -> str:
         made_of = [self._configuration, *step.words, *(self._keys[name] for name in step.needs)]
@@ -132,6 +151,15 @@ def _hash_of_configuration() -> str:
     for path in sorted(conf_dir().rglob("*.yaml")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+_stop: Event | None = None  # in a worker: set once no command may begin
+
+
+def _begin(stop: Event) -> None:
+    """Make a new worker ready."""
+    global _stop
+    _stop = stop
 
 
 def _submit(pool: ProcessPoolExecutor, step: Step) -> Future[None]:
@@ -149,6 +177,8 @@ def _command(words: tuple[str, ...]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        if _stop is not None and _stop.is_set():
+            raise KeyboardInterrupt
         perform(verb, overrides)
     except Exception as error:
         raise error_of_use(error) or error from None

@@ -66,7 +66,15 @@ def walkthrough(
     chain.add_language_model(steps, extra, prompts)
     chain.add_answers(test, compared)
     Schedule(chain.steps, folder=folder, workers=workers).run()
-    report = finish(folder, chain.steps, seed=seed, shown=shown)
+    settings = {
+        "questions": questions,
+        "test questions": test,
+        "prompts for pairs": prompts,
+        "families": "all" if families is None else ", ".join(families),
+        "overrides": " ".join(extra) or "none",
+        "workers": workers,
+    }
+    report = finish(folder, chain.steps, seed=seed, shown=shown, settings=settings)
     print_table(read_json(folder / "results.json"))
     return report
 
@@ -167,8 +175,10 @@ class _Chain:
             self.add(name, words, (model, *voice), seeded=False)
 
 
-def finish(folder: Path, steps: list[Step], *, seed: int, shown: int) -> Path:
-    """Collect rows and records into results.json, model/ and report.html."""
+def finish(
+    folder: Path, steps: list[Step], *, seed: int, shown: int, settings: dict[str, Any]
+) -> Path:
+    """Collect rows and records into results.json and report.html, with the settings named there."""
     answered = sorted(step.makes for step in steps if step.name.startswith(_ANSWERS))
     rows = [
         {**row, **{k: f"{part.name}/{row[k]}" for k in ("question", "answer") if row[k]}}
@@ -186,15 +196,30 @@ def finish(folder: Path, steps: list[Step], *, seed: int, shown: int) -> Path:
         "control": control(rows, folder=folder, plain=plain),
         "stages": stage_records(folder, steps),
         "seed": seed,
-        "versions": lineage.versions(),
+        "versions": stage_versions(folder),
     }
     write_json(folder / "results.json", results)
-    usage = read_json(folder / "tokens" / "meta.json")["usage"]
+    tokens = read_json(folder / "tokens" / "meta.json")
     runs = {stage: folder / stage for stage in STAGES if stage != "merge"}
-    extra = {"codebooks": usage, "sounds": folder}
+    counted = "all clips" if tokens["question_books"] == "both" else "answer clips"
+    books = {
+        "linguistic, all clips": tokens["usage"]["linguistic"],
+        f"semantic, {counted}": tokens["usage"]["semantic"],
+    }
+    extra = {"codebooks": books, "sounds": folder, "settings": settings}
     return write_report(
         folder=folder, results=results, answers=rows, runs=runs, extra=extra, shown=shown
     )
+
+
+def stage_versions(folder: Path) -> dict[str, str]:
+    """Versions the stages were made with; several where kept runs are older than new ones."""
+    found: dict[str, list[str]] = {}
+    for stage in STAGES:
+        if (done := lineage.read_lineage(folder / stage)) is not None:
+            for name, version in done.versions.items():
+                found.setdefault(name, []).append(version)
+    return {name: " and ".join(dict.fromkeys(several)) for name, several in found.items()}
 
 
 def stage_records(folder: Path, steps: list[Step]) -> list[dict[str, Any]]:

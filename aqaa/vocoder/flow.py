@@ -32,7 +32,7 @@ def unpack(pairs: Tensor) -> Tensor:
 
 
 class FlowVocoder(nn.Module):
-    """Conditioning, velocity network, and a plain regression head as baseline and helper.
+    """Conditioning, velocity network, and a regression head whose loss teaches the conditioning.
 
     Args:
         width: channels of the network.
@@ -88,12 +88,6 @@ class FlowVocoder(nn.Module):
                 v = (1 + guidance) * v - guidance * free
             x = x + (after - now) * v
         return unpack(x)
-
-    @torch.no_grad()
-    def regress(self, linguistic: Tensor, semantic: Tensor) -> Tensor:
-        """Log-mel (B, 80, 12 G) of the regression head alone."""
-        mask = torch.ones(len(linguistic), linguistic.shape[1] * 3)
-        return unpack(self.prior(self.conditioning(linguistic, semantic, mask)))
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors, the numbers as ``dtype`` where one is given."""

@@ -1,5 +1,7 @@
 """Sound files: what is read, what is refused and in which words, what is written."""
 
+import errno
+import os
 import struct
 from pathlib import Path
 
@@ -49,11 +51,17 @@ def test_loud_samples_are_clipped_not_wrapped(tmp_path: Path) -> None:
     assert back.max() > 0.999 and back.min() <= -0.999
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_audio(tmp_path / "a.wav", tone(0.2), QUESTION_RATE_HZ)
     before = (tmp_path / "a.wav").read_bytes()
-    with pytest.raises(UsageError, match="cannot write .*a.wav"):
-        write_audio(tmp_path / "a.wav", tone(0.2), rate_hz=-1)
+
+    def full(path: Path, data: bytes) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UsageError, match="cannot write .*a.wav: No space left on device"):
+        write_audio(tmp_path / "a.wav", tone(0.3), QUESTION_RATE_HZ)
     assert (tmp_path / "a.wav").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.wav"]
 

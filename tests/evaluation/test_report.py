@@ -151,7 +151,7 @@ def test_text_is_shown_and_never_run(run):
     for row in run.answers:
         row |= {"question_text": evil, "text": evil, "heard": evil, "family": evil, "voice": evil}
         row["tokens"] = [["text", evil], ["marker", "<audio_start>"], ["linguistic", 3]]
-    run.extra["title"] = run.results["seed"] = evil
+    run.results["seed"] = evil
     html = write_report(**vars(run)).read_text(encoding="utf-8")
     parsed = Page(html)
     assert "script" not in parsed.tags and evil in parsed.words
@@ -159,8 +159,8 @@ def test_text_is_shown_and_never_run(run):
 
 def test_a_dollar_in_the_text_stays_one(run):
     for row in run.answers:
-        row["expected"] = "it costs $title"
-    assert "it costs $title" in write_report(**vars(run)).read_text(encoding="utf-8")
+        row["expected"] = "it costs $lead"
+    assert "it costs $lead" in write_report(**vars(run)).read_text(encoding="utf-8")
 
 
 def test_the_file_stays_small_enough_whatever_is_asked(run, monkeypatch):

@@ -114,11 +114,16 @@ def misfit(
         chosen[name] = choice
     known = keys(verb, chosen | dict(choices or {}), conf)
     open_ends = tuple(f"{key.name}." for key in known.values() if key.value == "{}")
-    for name in _option_leaves(conf, group, option, ""):
+    for name in leaves(group, option, conf):
         # An empty mapping of the root is room left for presets to fill.
         if name not in known and not name.startswith(open_ends) and not _is_branch(name, known):
             return f"it sets {name}, which {verb} lacks"
     return None
+
+
+def leaves(group: str, option: str, conf: Path | None = None) -> dict[str, Key]:
+    """All leaves that a preset (or debug) option sets."""
+    return _option_leaves(conf or conf_dir(), group, option, "")
 
 
 def overridden(group: str, option: str, conf: Path | None = None) -> dict[str, str | None]:
@@ -148,15 +153,20 @@ def fitting(verb: str, group: str = "preset", conf: Path | None = None) -> list[
 
 def nearest(name: str, candidates: list[str]) -> str | None:
     """The candidate a typist most likely meant; an equal or alike last part counts as well."""
-    tail = name.rsplit(".", 1)[-1]
+    tail = _tail(name)
     for candidate in candidates:
-        if candidate.rsplit(".", 1)[-1] == tail:
+        if _tail(candidate) == tail:
             return candidate
     if close := difflib.get_close_matches(name, candidates, n=1, cutoff=0.6):
         return close[0]
-    tails = {candidate.rsplit(".", 1)[-1]: candidate for candidate in reversed(candidates)}
+    tails = {_tail(candidate): candidate for candidate in reversed(candidates)}
     close = difflib.get_close_matches(tail, list(tails), n=1, cutoff=0.6)
     return tails[close[0]] if close else None
+
+
+def _tail(name: str) -> str:
+    """The last part of a key (``optim.lr``) or of an option (``paper/sft_1``)."""
+    return re.split(r"[./]", name)[-1]
 
 
 def _is_branch(name: str, known: Mapping[str, Key]) -> bool:

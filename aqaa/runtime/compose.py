@@ -83,12 +83,14 @@ def _check_choices(verb: str, choices: dict[str, str], conf: Path) -> None:
             raise UsageError(f"{verb} has no group {group}: it has {_listed(known)}")
         if option == "None":
             continue
-        available = catalogue.options(group, conf)
-        if option not in available:
+        if option not in catalogue.options(group, conf):
+            available = catalogue.fitting(verb, group, conf)
+            # What runs anywhere comes before what wants a cluster.
+            available.sort(key=lambda name: name.startswith("paper/"))
             near = catalogue.nearest(option, available)
             hint = f"the nearest is {near}; " if near else ""
             raise UsageError(
-                f"{group} has no option {option}: {hint}there are {_listed(available)}"
+                f"{group} has no option {option}: {hint}for {verb} there are {_listed(available)}"
             )
     for group, option in choices.items():
         if option != "None":
@@ -121,8 +123,12 @@ def _hydra(
         with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
             return hydra_compose(catalogue.root_name(verb), list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        known = catalogue.keys(verb, _all_choices(verb, choices, conf), conf)
-        raise UsageError(_explain(verb, parsed, choices, list(known), error)) from None
+        known = [*catalogue.keys(verb, _all_choices(verb, choices, conf), conf)]
+        for group in catalogue.GLOBAL_GROUPS:
+            if choices.get(group, "None") != "None":
+                known += catalogue.leaves(group, choices[group], conf)
+        known += catalogue.groups(verb, conf)
+        raise UsageError(_explain(verb, parsed, choices, known, error)) from None
 
 
 def _all_choices(verb: str, choices: dict[str, str], conf: Path) -> dict[str, str | None]:

@@ -30,7 +30,7 @@ def test_a_choice_of_group_beats_the_presets(conf: Path) -> None:
         (
             "sft",
             "trainer=zero3_node",
-            "trainer has no option zero3_node: the nearest is zero3_nodes; there are cpu, zero",
+            "trainer has no option zero3_node: the nearest is zero3_nodes; for sft there are cpu, z",
         ),
         (
             "tokenizer",
@@ -43,6 +43,8 @@ def test_a_choice_of_group_beats_the_presets(conf: Path) -> None:
             "preset paper/sft_1 is not for tokenizer: it is written for sft; "
             "for tokenizer there are codes",
         ),
+        ("sft", "presets=paper/sft_1", "sft has no key presets: the nearest is preset"),
+        ("sft", "preset=sft_1", "preset has no option sft_1: the nearest is paper/sft_1"),
         (
             "sft",
             "preset=paper/sft_3",

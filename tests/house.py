@@ -15,7 +15,7 @@ POSITIONAL_ARGUMENTS = 3  # a constructor with more takes them by name
 
 # Rooms in the order of the signal; a room imports only from lines above its own.
 FLOORS = (
-    {"errors"},
+    {"errors", "progress"},
     {"signals", "storage", "losses", "layers"},
     {"vocabulary", "text", "lineage"},
     {"grammar"},

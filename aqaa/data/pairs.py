@@ -4,7 +4,6 @@ import random
 from typing import Any
 
 import torch
-from rich.progress import track
 
 from aqaa import lineage
 from aqaa.backbone.decoding import Decoder, Sampling
@@ -15,6 +14,7 @@ from aqaa.data.manifest import write_manifest
 from aqaa.data.preferences import message
 from aqaa.data.token_store import TokenStore
 from aqaa.errors import UsageError
+from aqaa.progress import track
 from aqaa.signals import CodePair, Turn
 from aqaa.storage import atomic_folder, check_replaceable, write_json
 
@@ -69,9 +69,8 @@ def pairs(
         code_noise=code_noise,
         rng=rng,
     )
-    found = [
-        pair for row in track(rows, "sampling answers") if (pair := maker.pair(row)) is not None
-    ]
+    asked = track(rows, "pairs", len(rows), unit="questions")
+    found = [pair for row in asked if (pair := maker.pair(row)) is not None]
     if not found:
         raise UsageError(
             f"{len(rows)} questions brought no wrong answer with a text: raise code_noise"

@@ -1,18 +1,16 @@
 """The synthetic corpus: spoken questions in many voices, answers in one, manifests beside them."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from aqaa.data import domain, espeak
 from aqaa.data.domain import Question, Style
 from aqaa.data.manifest import write_manifest
 from aqaa.data.shards import Clip, Utterance, speak
 from aqaa.errors import UsageError
+from aqaa.progress import Bar
 from aqaa.storage import MANIFEST, atomic_folder, read_json, verify_manifest, write_json
 
 SPLITS = ("train", "validation", "test")
@@ -56,9 +54,10 @@ def synthesize(
     }
     answers = domain.answers(families)
     total = sum(counts.values()) + len(answers)
-    with atomic_folder(out) as folder, _progress(total) as spoken:
+    with atomic_folder(out) as folder, Bar("synthesize", total, unit="clips") as bar:
         (folder / "audio").mkdir()
-        clips = speak(_utterances(asked, answers), folder=folder, workers=workers, spoken=spoken)
+        utterances = _utterances(asked, answers)
+        clips = speak(utterances, folder=folder, workers=workers, spoken=bar.update)
         _write(folder, asked, answers, clips)
         phones = sorted({p for made in clips.values() for clip in made for p in clip.phones})
         write_json(folder / "domain.json", {**settings, "phones": phones})
@@ -109,28 +108,6 @@ def _finished(out: Path, settings: dict[str, Any]) -> bool:
     if isinstance(spoken, dict) and not settings["spoken"]["synthesiser"]:
         spoken["synthesiser"] = ""  # a finished corpus is used where none could be made
     return {key: value for key, value in stored.items() if key != "phones"} == settings
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """One line with rate and remaining time; yields the function that is told the clips made."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    # Refreshed by hand: a refresh thread must not hold a lock while processes are forked.
-    with Progress(*columns, auto_refresh=False) as progress:
-        task = progress.add_task("synthesize", total=total, rate="")
-
-        def spoken(count: int) -> None:
-            speed = progress.tasks[0].speed
-            rate = f"{speed:.0f} clips/s" if speed else ""
-            progress.update(task, completed=count, rate=rate, refresh=True)
-
-        yield spoken
 
 
 def _utterances(

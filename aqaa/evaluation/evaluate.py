@@ -14,6 +14,7 @@ from aqaa.evaluation.prosody import Prosody, prosody
 from aqaa.evaluation.recognise import Recogniser
 from aqaa.evaluation.yardsticks import yardsticks as measure_yardsticks
 from aqaa.pipeline import Pipeline
+from aqaa.progress import track
 from aqaa.signals import QUESTION_RATE_HZ
 from aqaa.storage import atomic_folder, write_json
 
@@ -52,6 +53,7 @@ def evaluate(
     asked = source.rows(split)[:rows][part::parts]
     with atomic_folder(out) as folder:
         answered = infer(pipeline, source, asked, model=name, out=folder)
+        answered = track(answered, f"answers of {name}", len(asked), unit="questions")
         judged = judge(answered, recogniser, folder)
         write_manifest(folder / "answers.jsonl", judged)
         flat, details = summarise(judged, split=split)

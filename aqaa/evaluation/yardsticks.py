@@ -10,6 +10,7 @@ from aqaa.data.corpus import Corpus, question_part
 from aqaa.evaluation.judge import Ear, ground_truth
 from aqaa.evaluation.measure import Figure, figure, split_label
 from aqaa.losses.ctc import greedy_labels
+from aqaa.progress import track
 from aqaa.tokenizer.dual import DualTokenizer
 from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer
 from aqaa.vocoder.vocoder import Vocoder
@@ -22,7 +23,8 @@ def resynthesis(
 ) -> Figure:
     """Share of answer clips still recognised after tokenizing and speaking their codes."""
     hits = 0
-    for row in corpus.answers.values():
+    clips = corpus.answers.values()
+    for row in track(clips, "resynthesis", len(clips), unit="clips"):
         codes = tokenizer.encode(corpus.samples(row["audio"]))
         hits += recogniser(vocoder.speak(codes).samples) == row["text"]
     return figure(hits, len(corpus.answers), RESYNTHESIS_SPLIT)

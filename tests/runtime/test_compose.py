@@ -30,7 +30,7 @@ def test_a_choice_of_group_beats_the_presets(conf: Path) -> None:
         (
             "sft",
             "trainer=zero3_node",
-            "trainer has no option zero3_node: the nearest is zero3_nodes; for sft there are cpu, z",
+            "trainer has no option zero3_node: the nearest is zero3_nodes; for sft there are cpu,",
         ),
         (
             "tokenizer",

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from aqaa.errors import UsageError
 from aqaa.storage import atomic_folder, narrowed, read_json, write_json
@@ -68,9 +68,9 @@ class Backbone:
     ids: Ids
 
     @property
-    def table(self) -> Tensor:
+    def table(self) -> nn.Parameter:
         """Output rows (V, W)."""
-        table: Tensor = self.model.get_output_embeddings().weight
+        table: nn.Parameter = self.model.get_output_embeddings().weight
         return table
 
     def hidden(self, input_ids: Tensor, **cache: Any) -> Any:

@@ -11,11 +11,11 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from aqaa.backbone.head import ScoreHead
 from aqaa.backbone.loading import Backbone, load_backbone
 from aqaa.data.preferences import PreferenceBatch, PreferenceBatches
 from aqaa.losses.masked_dpo import DpoLoss, answer_scores, masked_dpo
-from aqaa.losses.next_token import SlotTable, token_log_probs
-from aqaa.stages.language import SLOT_WEIGHTS, slot_tables
+from aqaa.stages.language import SLOT_WEIGHTS, Normalise, slot_tables
 from aqaa.stages.optimizer import OptimizerSettings
 from aqaa.storage import load_tensors, save_tensors, sha256_file
 
@@ -30,19 +30,27 @@ class Dpo(pl.LightningModule):
         optimizer: settings.
         beta: strength of the implied penalty (the paper names none; 0.1 is the usual value).
         scores: file that keeps the reference scores, computed once.
+        normalise: log-probabilities over the ``slot`` of a position (ours) or the whole ``table``.
     """
 
     def __init__(
-        self, *, model: str, optimizer: OptimizerSettings, beta: float = 0.1, scores: str
+        self,
+        *,
+        model: str,
+        optimizer: OptimizerSettings,
+        beta: float = 0.1,
+        scores: str,
+        normalise: Normalise = "slot",
     ) -> None:
         super().__init__()
         self._folder = Path(model)
         self._optimizer = optimizer
         self._beta = beta
         self._scores_file = Path(scores)
+        self._normalise: Normalise = normalise
         self.decoder: Any = None
+        self.head: Any = None
         self._backbone: Backbone | None = None
-        self._tables: dict[int, SlotTable] = {}
         self._reference: Tensor | None = None
 
     @property
@@ -57,7 +65,8 @@ class Dpo(pl.LightningModule):
             return
         source: PreferenceBatches = self.trainer.datamodule.source  # type: ignore[attr-defined]
         self._backbone = load_backbone(self._folder)
-        self._tables = slot_tables(self._backbone, SLOT_WEIGHTS)
+        tables = slot_tables(self._backbone, SLOT_WEIGHTS, self._normalise)
+        self.head = ScoreHead(table=self._backbone.table, tables=tables)
         source.bind(self._backbone.ids)
         self._reference = self._reference_scores(source)
         self.decoder = self._backbone.model.train()
@@ -86,20 +95,14 @@ class Dpo(pl.LightningModule):
         # Only positions that count go through the head; under the audio mask a few text ids.
         chosen = (batch.slots > 0) & (batch.keep > 0)
         answer = chosen.nonzero()[:, 0]
-        log_probs = token_log_probs(
-            hidden[chosen],
-            self.backbone.table,
-            batch.targets[chosen],
-            batch.slots[chosen],
-            self._tables,
-        )
+        log_probs = self.head(hidden[chosen], batch.targets[chosen], batch.slots[chosen])
         return answer_scores(log_probs, answer, batch.keep[chosen], len(batch.input_ids))
 
     @torch.no_grad()
     def _reference_scores(self, source: PreferenceBatches) -> Tensor:
         """Scores (pairs, 2) of the start model, kept beside the run with what they belong to."""
         made_of = f"{sha256_file(self._folder / 'model.safetensors')}:{source.hash}"
-        made_of = f"{made_of}:{source.mask}"
+        made_of = f"{made_of}:{source.mask}:{self._normalise}"
         key = made_of.replace(":", "-")
         if self._scores_file.exists():
             kept = load_tensors(self._scores_file)

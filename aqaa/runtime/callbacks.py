@@ -33,7 +33,7 @@ class ShowProgress(pl.Callback):
         """Start the clock; a resumed run counts from where it stands."""
         self._begun_at = self._printed_at = time.monotonic()
         self._begun_step = trainer.global_step
-        if sys.stdout.isatty() and os.environ.get("AQAA_PROGRESS") != "lines":
+        if trainer.is_global_zero and sys.stdout.isatty() and os.environ.get("AQAA_PROGRESS") != "lines":
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -51,7 +51,9 @@ class ShowProgress(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Show where the run stands."""
+        """Show where the run stands, on one rank."""
+        if not trainer.is_global_zero:
+            return
         now, step = time.monotonic(), trainer.global_step
         if self._bar is None and now - self._printed_at < _LINE_EVERY_S:
             return

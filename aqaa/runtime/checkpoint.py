@@ -12,7 +12,6 @@ Letters: none; the tensors of a whole training state pass through.
 
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -23,43 +22,15 @@ from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
 from aqaa.errors import UsageError
+from aqaa.ranks import rank, ranks
+from aqaa.runtime.agreement import any_rank
 from aqaa.runtime.containers import decode, encode
-from aqaa.runtime.ranks import any_rank, rank, ranks
+from aqaa.runtime.states import read_manifest, saved_states, seal, set_aside, write_synced
 from aqaa.runtime.tensor_file import HostCopy, read_hashed, tensors_in, write_hashed
 from aqaa.runtime.writer import Writer
-from aqaa.storage import MANIFEST
 
 FORMAT = 1
 STATE = "state"
-_NAME = re.compile(r"step_(\d{8,})")
-_LINE = re.compile(r"([0-9a-f]{64})  ([\w.]+)")
-
-
-def step_folder(folder: Path, step: int) -> Path:
-    """Where the state before optimizer step ``step`` is kept."""
-    return folder / f"step_{step:08d}"
-
-
-def step_of(path: Path) -> int:
-    """The optimizer step that a folder of :func:`saved_states` stands at."""
-    match = _NAME.fullmatch(path.name)
-    assert match, path
-    return int(match[1])
-
-
-def saved_states(folder: Path) -> list[Path]:
-    """The whole ones, the latest first; nothing is read yet."""
-    if not folder.is_dir():
-        return []
-    return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), key=step_of)[::-1]
-
-
-def sweep(folder: Path) -> None:
-    """Name and remove what a cut run had begun to write; for rank 0, before training starts."""
-    for path in sorted(folder.glob(".step_*")):
-        if path.suffix == ".writing":
-            print(f"{path} was cut while it was written: not used", file=sys.stderr, flush=True)
-        shutil.rmtree(path, ignore_errors=True)
 
 
 class StateFiles(CheckpointIO):
@@ -105,7 +76,7 @@ class StateFiles(CheckpointIO):
             if sharded:
                 shard = f"shard_{rank():05d}.safetensors"
                 line = f"{self._shard.write(temporary / shard)}  {shard}"
-                _write_text(temporary / f".{shard}", line)
+                write_synced(temporary / f".{shard}", line)
                 os.replace(temporary / f".{shard}", temporary / f"{shard}.sha256")
             if rank() > 0:
                 return
@@ -114,7 +85,7 @@ class StateFiles(CheckpointIO):
                 f"{self._state.write(temporary / f'{STATE}.safetensors')}  {STATE}.safetensors",
                 *(self.writer.await_lines(temporary, ranks()) if sharded else ()),
             ]
-            _seal(temporary, path, sorted(lines, key=lambda line: line[66:]))
+            seal(temporary, path, sorted(lines, key=lambda line: line[66:]))
             self._retain(path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -141,7 +112,7 @@ class StateFiles(CheckpointIO):
             state, problem = _try(folder)
             if not any_rank(bool(problem)):
                 if rank() == 0:
-                    _set_aside(damaged)
+                    set_aside(damaged)
                 assert state is not None
                 return state
             if problem:
@@ -156,26 +127,6 @@ class StateFiles(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove one state."""
         shutil.rmtree(path)
-
-
-def read_manifest(folder: Path) -> dict[str, str]:
-    """SHA-256 by file name; strict to the byte.
-
-    Raises:
-        UsageError: no manifest, one that we did not write, or other files than it lists.
-    """
-    try:
-        text = (folder / MANIFEST).read_bytes().decode()
-        found = {match[2]: match[1] for match in map(_LINE.fullmatch, text.splitlines()) if match}
-        names = {p.name for p in folder.iterdir()} - {MANIFEST}
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{folder / MANIFEST} is damaged: {error}") from None
-    if not found or text != "".join(f"{digest}  {name}\n" for name, digest in found.items()):
-        raise UsageError(f"{folder / MANIFEST} is damaged: it is not a list of hashes and names")
-    if names != set(found):
-        wrong = min(names ^ set(found))
-        raise UsageError(f"{folder} is damaged: {wrong} is missing or is not in {MANIFEST}")
-    return found
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -201,40 +152,3 @@ def _try(folder: Path) -> tuple[dict[str, Any] | None, str]:
         return read_state(folder), ""
     except UsageError as error:
         return None, str(error)
-
-
-def _set_aside(damaged: list[Path]) -> None:
-    """Give damaged states a name that nothing counts or reads."""
-    for folder in damaged:
-        aside = folder.with_name(f"damaged_{folder.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(folder, aside)
-
-
-def _seal(temporary: Path, path: Path, lines: list[str]) -> None:
-    """Write the manifest and give the folder its name, in an order that no power cut can turn."""
-    _write_text(temporary / MANIFEST, "".join(f"{line}\n" for line in lines))
-    _sync_folder(temporary)
-    if path.exists():  # the same step again, after a resume: the same bytes
-        gone = path.with_name(f".{path.name}.old")
-        os.replace(path, gone)
-        os.replace(temporary, path)
-        shutil.rmtree(gone, ignore_errors=True)
-    else:
-        os.replace(temporary, path)
-    _sync_folder(path.parent)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

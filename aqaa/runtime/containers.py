@@ -45,7 +45,8 @@ def _encode(value: Any, place: tuple[str, ...], tensors: dict[str, Tensor]) -> A
         return items if kind is list else {"~tuple": items}
     if kind in _MAPPINGS:
         return _encode_mapping(value, place, tensors)
-    raise TypeError(f"{'.'.join(place) or 'the value'} is a {kind.__qualname__}: it cannot be saved")
+    name = ".".join(place) or "the value"
+    raise TypeError(f"{name} is a {kind.__qualname__}: it cannot be saved")
 
 
 def _encode_mapping(

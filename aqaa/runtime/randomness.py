@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aqaa.runtime.ranks import gathered, rank
+from aqaa.ranks import rank
+from aqaa.runtime.agreement import gathered
 
 
 def random_states() -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from aqaa import lineage
 from aqaa.errors import RunAgain, UsageError
+from aqaa.runtime import launch
+from aqaa.runtime.states import STATES, saved_states, sweep
 from aqaa.runtime.targets import bind_targets
 from aqaa.storage import MANIFEST, read_json, verify_manifest, write_json, write_text
 
@@ -38,28 +40,39 @@ def train(verb: str, cfg: DictConfig) -> Path:
     bind_targets(cfg)
     _check_parents(cfg)
     out = Path(cfg.run.out)
-    parents = {name: lineage.parent(path) for name, path in cfg.parents.items() if path is not None}
-    made_of = lineage.fingerprint(_settings(cfg), parents)
-    if _finished(out, made_of):
-        print(f"{out} is finished: nothing to do")
+    parents: dict[str, lineage.Parent] = {}  # looked up by rank 0 alone
+    if launch.decided(lambda: _begin(cfg, out, parents)):
         return out
-    _claim(out, made_of, overwrite=cfg.run.overwrite)
-    write_text(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     fitted = _fit(cfg, out)
-    record = lineage.Lineage(
-        stage=verb,
-        run=out.name,
-        parents=parents,
-        fingerprint=made_of,
-        steps=fitted.steps,
-        seconds=fitted.seconds,
-        parameters=fitted.parameters,
-        versions=lineage.versions(),
-    )
-    lineage.finish(out, record)
+    if launch.is_first():
+        record = lineage.Lineage(
+            stage=verb,
+            run=out.name,
+            parents=parents,
+            fingerprint=lineage.fingerprint(_settings(cfg), parents),
+            steps=fitted.steps,
+            seconds=fitted.seconds,
+            parameters=fitted.parameters,
+            versions=lineage.versions(),
+        )
+        lineage.finish(out, record)
     if fitted.asked:  # in the last step: this run is whole, the rest waits
         raise _stop(fitted.asked)
     return out
+
+
+def _begin(cfg: DictConfig, out: Path, parents: dict[str, lineage.Parent]) -> bool:
+    """Fill ``parents`` and take the run folder; True if the run in it is finished already."""
+    parents |= {name: lineage.parent(path) for name, path in cfg.parents.items() if path}
+    made_of = lineage.fingerprint(_settings(cfg), parents)
+    if _finished(out, made_of):
+        print(f"{out} is finished: nothing to do")
+        return True
+    _claim(out, made_of, overwrite=cfg.run.overwrite)
+    (out / STATES).mkdir(exist_ok=True)
+    sweep(out / STATES)
+    write_text(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    return False
 
 
 def _check_parents(cfg: DictConfig) -> None:
@@ -130,11 +143,13 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
     import torch
     from hydra.utils import instantiate
 
+    from aqaa.backbone.loading import shape_of
     from aqaa.data.module import DataModule
     from aqaa.runtime.callbacks import ShowProgress, StopOnNonFinite
-    from aqaa.runtime.checkpoint import StateFiles, saved_states, sweep
+    from aqaa.runtime.checkpoint import StateFiles
     from aqaa.runtime.log import MetricsFile
     from aqaa.runtime.saving import SaveState, StopRequested
+    from aqaa.runtime.strategy import end_others, gather_of
 
     quiet_lightning()
     if cfg.run.threads:
@@ -145,7 +160,7 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
     data = DataModule(
         source, accumulate=cfg.trainer.accumulate_grad_batches, repeat=cfg.run.repeat_batches
     )
-    states = out / "checkpoints"
+    states = out / STATES
     files = StateFiles(keep=cfg.run.keep_states)
     saver = SaveState(files=files, folder=states, every_s=cfg.run.save_every_s)
     more = [instantiate(cfg.log.logger)] if cfg.log.get("logger") else []
@@ -154,19 +169,18 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
         callbacks=[saver, ShowProgress(name=cfg.run.name), StopOnNonFinite()],
         plugins=[files],
     )
-    states.mkdir(exist_ok=True)
-    if trainer.is_global_zero:
-        sweep(states)
     try:
         trainer.fit(stage, data, ckpt_path=states if saved_states(states) else None)
     except StopRequested as stop:
         raise _stop(stop.number) from None
     except SystemExit:  # Lightning turns Ctrl-C into an exit
         raise KeyboardInterrupt from None
-    stage.export(out / lineage.MODEL)
+    except Exception:
+        end_others(trainer.strategy)  # they wait for this rank in vain
+        raise
+    stage.export(out / lineage.MODEL, gather_of(trainer.strategy))
     # What the optimizer trained: a running average is a copy, not a parameter.
-    groups = trainer.optimizers[0].param_groups
-    parameters = sum(p.numel() for group in groups for p in group["params"])
+    parameters = sum(shape_of(p).numel() for p in stage.parameters() if p.requires_grad)
     return _Fitted(saver.seconds, trainer.global_step, parameters, saver.asked)
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from aqaa.runtime.checkpoint import StateFiles, step_folder
+from aqaa.runtime.agreement import largest
+from aqaa.runtime.checkpoint import StateFiles
 from aqaa.runtime.log import MetricsFile
 from aqaa.runtime.randomness import random_states, restore_random
-from aqaa.runtime.ranks import largest
+from aqaa.runtime.states import step_folder
 
 # Ctrl-C, what SLURM sends before the time is up, and what it and most others send to end a job.
 _ASKS = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)

@@ -10,15 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-def rank() -> int:
-    """This process's number, 0 where it is alone."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def ranks() -> int:
-    """How many processes the run has."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+from aqaa.ranks import ranks
 
 
 def largest(value: int) -> int:

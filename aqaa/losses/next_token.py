@@ -19,7 +19,8 @@ class TokenLoss(NamedTuple):
     """``loss`` scalar; the rest (N,) in float32 and detached.
 
     ``nats``, ``entropy`` of the prediction and ``correct`` (0 or 1) of each position, and the
-    ``weight`` it has in the loss; all zero where a slot has no table.
+    ``weight`` it has in the loss; all zero where a slot has no table. A tuple, because DeepSpeed
+    looks for a module's output tensors in tuples and dicts alone.
     """
 
     loss: Tensor

@@ -18,7 +18,9 @@ from aqaa.data.dialogues import TASKS, TokenBatch
 from aqaa.errors import UsageError
 from aqaa.losses.next_token import SlotTable, TokenLoss
 from aqaa.losses.tally import figures, tally
+from aqaa.ranks import total
 from aqaa.stages.optimizer import OptimizerSettings
+from aqaa.storage import Gather, in_place
 from aqaa.stream import Slot
 from aqaa.vocabulary import TOKEN_TYPES
 
@@ -52,7 +54,7 @@ def slot_tables(
 
 
 class LanguageModel(pl.LightningModule):
-    """A backbone under next-token training (paper Eq. 1).
+    """A backbone under next-token training (paper Eq. 1); its weights may be sharded.
 
     Args:
         model: folder of the backbone to start from.
@@ -61,6 +63,8 @@ class LanguageModel(pl.LightningModule):
             weighs every id alike).
         normalise: over the ``slot`` of a position (ours) or the whole ``table`` (Eq. 1).
     """
+
+    sharded = True
 
     def __init__(
         self,
@@ -80,6 +84,7 @@ class LanguageModel(pl.LightningModule):
                 f"name {', '.join(SLOT_WEIGHTS)}, each once (0 for no loss)"
             )
         self._normalise: Normalise = normalise
+        self.deepspeed: dict[str, Any] | None = None  # the engine's settings, if it shards weights
         self.decoder: Any = None
         self.head: Any = None
         self._backbone: Backbone | None = None
@@ -96,7 +101,7 @@ class LanguageModel(pl.LightningModule):
         """Load the backbone and tell the data its ids; nothing on a second call."""
         if self._backbone is not None:
             return
-        self._backbone = load_backbone(self._folder)
+        self._backbone = load_backbone(self._folder, deepspeed=self.deepspeed)
         self.decoder = self._backbone.model.train()
         self._tables = slot_tables(self._backbone, self._slot_weights, self._normalise)
         self.head = LossHead(table=self._backbone.table, tables=self._tables)
@@ -146,12 +151,11 @@ class LanguageModel(pl.LightningModule):
     def _log(self, split: str) -> None:
         """Log the sums since the last time; the only place that waits for them."""
         if self._seen is not None:
-            total = self.trainer.strategy.reduce(self._seen, reduce_op="sum")
+            sums = total(self._seen).tolist()
             self._seen = None
-            assert isinstance(total, Tensor)
             names = (*TOKEN_TYPES, *TASKS)
-            self.log_dict(figures(split, total.tolist(), names, kinds=len(TOKEN_TYPES)))
+            self.log_dict(figures(split, sums, names, kinds=len(TOKEN_TYPES)))
 
-    def export(self, folder: Path) -> None:
-        """Write the backbone folder."""
-        self.backbone.save(folder)
+    def export(self, folder: Path, gather: Gather = in_place) -> None:
+        """Write the backbone folder, on the rank that keeps what is gathered."""
+        self.backbone.save(folder, gather=gather)

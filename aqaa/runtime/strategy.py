@@ -132,9 +132,9 @@ class ShardedStrategy(DeepSpeedStrategy):
 
     def backward(
         self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any
-    ) -> None:
+    ) -> Tensor:
         """Lightning has divided the loss by the accumulated batches; DeepSpeed must not again."""
-        super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
 
 @contextmanager

@@ -60,7 +60,7 @@ class Tokens:
         slots[:, ::3] = int(Slot.NONE)
         options = torch.tensor(self.ids.layout.slot_ids(Slot.TEXT, self.ids.vocabulary))
         targets = options[drawn[:, 1:] % len(options)]
-        return TokenBatch("toy", drawn[:, :-1], targets, slots)
+        return TokenBatch("asr", drawn[:, :-1], targets, slots, torch.ones_like(slots))
 
     def validation(self) -> list[TokenBatch]:
         return [self.batch(100, 3), self.batch(101, 3), self.batch(102, 1)] if self.unequal else []
@@ -125,6 +125,7 @@ def run(name: str, folder: Path, *, ranks: int) -> dict[str, Any]:
         val_check_interval=2 * accumulate if start else None,
         check_val_every_n_epoch=None if start else 1,
         num_sanity_val_steps=0,
+        use_distributed_sampler=False,
         logger=False,
         enable_progress_bar=False,
         enable_checkpointing=False,

@@ -162,6 +162,14 @@ def _elsewhere(parameters: Sequence[nn.Parameter]) -> Iterator[bool]:
     yield False
 
 
+def gradient_norm(strategy: Strategy) -> float:
+    """Norm of the gradient of the step just taken, 0 where it lies with the parameters."""
+    if not isinstance(strategy, ShardedStrategy):
+        return 0.0
+    norm = strategy.deepspeed_engine.get_global_grad_norm()
+    return 0.0 if norm is None else float(norm)
+
+
 def end_others(strategy: Strategy) -> None:
     """Kill the ranks that Lightning's launcher started here; torchrun and srun see to theirs."""
     if strategy.launcher is not None:

@@ -28,12 +28,18 @@ _STYLE_WORDS = {style.name: style.words for style in STYLES}
 
 
 class TokenBatch(NamedTuple):
-    """``input_ids`` (B, T) right-padded, ``targets`` and ``slots`` (B, T) of the next id."""
+    """``input_ids`` (B, T) right-padded, ``targets`` and ``slots`` (B, T) of the next id.
+
+    ``sources`` (B, T) is the place of each position's task in ``TASKS``. ``position_ids`` (B, T)
+    restart at 0 with every document of a packed row; None where a row is one document.
+    """
 
     task: str
     input_ids: Tensor
     targets: Tensor
     slots: Tensor
+    sources: Tensor
+    position_ids: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -286,7 +292,8 @@ class DialogueBatches:
             inputs[i, : len(ids) - 1] = ids[:-1]
             targets[i, : len(ids) - 1] = ids[1:]
             slots[i, : len(ids) - 1] = slot[1:]
-        return TokenBatch(task, *(torch.from_numpy(a) for a in (inputs, targets, slots)))
+        sources = np.full_like(inputs, list(TASKS).index(task))
+        return TokenBatch(task, *map(torch.from_numpy, (inputs, targets, slots, sources)))
 
 
 def _size(turn: Turn) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import count
+from math import ceil
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
@@ -49,6 +50,7 @@ class DataModule(pl.LightningDataModule):
         if repeat is not None and repeat < 1:
             raise UsageError(f"{repeat} batches cannot be repeated: give one or more, or null")
         self.source = source
+        self.validation_batches = 0
         self._accumulate = accumulate
         self._repeat = repeat
         self._since = {"step": 0, "batches": 0}
@@ -81,5 +83,27 @@ class DataModule(pl.LightningDataModule):
         return DataLoader(steps, batch_size=None, num_workers=0)
 
     def val_dataloader(self) -> DataLoader:
-        """The fixed validation batches."""
-        return DataLoader(self.source.validation(), batch_size=None, num_workers=0)
+        """The fixed validation batches, or this rank's share where the stage sums over ranks.
+
+        A sharded network runs on all ranks or on none, so every share is equally long: the first
+        batches stand in for those that are not there, and are counted once.
+        """
+        batches = self.source.validation()
+        self.validation_batches = len(batches)
+        rank, ranks = self._place()
+        if ranks > 1:
+            turns = range(rank, ceil(len(batches) / ranks) * ranks, ranks)
+            batches = [batches[turn % len(batches)] for turn in turns]
+        return DataLoader(batches, batch_size=None, num_workers=0)
+
+    def is_extra(self, batch_idx: int) -> bool:
+        """Whether validation batch ``batch_idx`` of this rank only keeps the others company."""
+        rank, ranks = self._place()
+        return batch_idx * ranks + rank >= self.validation_batches
+
+    def _place(self) -> tuple[int, int]:
+        """This rank and how many share the validation batches."""
+        trainer = self.trainer
+        if trainer is None or not getattr(trainer.lightning_module, "sharded", False):
+            return 0, 1
+        return trainer.global_rank, trainer.world_size

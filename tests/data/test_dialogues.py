@@ -54,7 +54,7 @@ def test_targets_are_the_inputs_shifted_and_loss_lies_on_the_answer(
     v = ids.vocabulary
     assert batch.task == task and len(batch.input_ids) == 8
     seen: set[int] = set()
-    for inputs, targets, slots in zip(*batch[1:], strict=True):
+    for inputs, targets, slots in zip(*batch[1:4], strict=True):
         length = int((inputs != v.pad).sum())
         assert (inputs[:length] != v.pad).all() and (inputs[length:] == v.pad).all()
         assert torch.equal(inputs[1:length], targets[: length - 1])

@@ -4,7 +4,7 @@
 
 Both save the same state in turns, each save begun when the one before is on the disk. The stall is
 the wall time until the call returns, the median over the repeats; the first save of each, which
-allocates, is shown apart. ``equal``: both give the same bytes back. The last line is one JSON object.
+allocates, is shown apart. ``equal``: both give the same bytes back. The last line is JSON.
 """
 
 import json
@@ -65,7 +65,7 @@ def bench(mib: int, tensors: int, repeats: int, folder: Path) -> dict[str, Any]:
     print(f"first save, which allocates: ours {ours[0]:.3f} s, DCP {peer[0]:.3f} s")
     print(f"one copy into kept memory, nothing else: {plain:.3f} s")
     done = {name: statistics.median(values[1:]) for name, values in until_done.items()}
-    print(f"on the disk after: ours {done['ours']:.2f} s (hashed, synced), DCP {done['peer']:.2f} s")
+    print(f"on the disk: ours {done['ours']:.2f} s (hashed, synced), DCP {done['peer']:.2f} s")
     return {
         "bench": "checkpoint",
         "ours": round(stalls["ours"], 4),
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     for word in argv:
         key, equals, value = word.partition("=")
         if not equals or key not in asked:
-            print(f"checkpoint: {word} is none of {', '.join(asked)}, as key=value", file=sys.stderr)
+            print(f"checkpoint: {word}: it takes {', '.join(asked)}, as key=value", file=sys.stderr)
             return 2
         asked[key] = value
     folder = Path(tempfile.mkdtemp(dir=asked["folder"] or None))

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from aqaa.errors import UsageError
+from aqaa.runtime import shards
+from aqaa.runtime.checkpoint import SHARDED
 from aqaa.storage import Gather, in_place
 
 
@@ -136,6 +139,42 @@ class ShardedStrategy(DeepSpeedStrategy):
         """Lightning has divided the loss by the accumulated batches; DeepSpeed must not again."""
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Buffers alone: parameters are saved in shards."""
+        module: Any = self.lightning_module
+        parameters = dict(module.named_parameters())
+        return {k: v for k, v in module.state_dict().items() if k not in parameters}
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Nothing: it is saved in shards."""
+        return {}
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
+    ) -> None:
+        """Every rank saves what it holds."""
+        module: Any = self.lightning_module
+        about, tensors = shards.collect(self.deepspeed_engine, dict(module.named_parameters()))
+        files: Any = self.checkpoint_io
+        files.save_checkpoint({**checkpoint, SHARDED: about}, filepath, storage_options=tensors)
+
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read the state, and each rank its share, whatever number of ranks has written it."""
+        files: Any = self.checkpoint_io
+        state, found = files.load(checkpoint_path)
+        if found is None:
+            raise UsageError(
+                f"{checkpoint_path} was saved by a run on whole copies: go on with the trainer it "
+                f"had, trainer=cpu or trainer=gpu"
+            )
+        module: Any = self.lightning_module
+        module.load_state_dict(state["state_dict"], strict=False)
+        parameters = dict(module.named_parameters())
+        shards.restore(self.deepspeed_engine, parameters, state[SHARDED], found)
+        return state
+
 
 @contextmanager
 def _gathered(parameters: Sequence[nn.Parameter]) -> Iterator[bool]:
@@ -160,6 +199,14 @@ def gather_of(strategy: Strategy) -> Gather:
 def _elsewhere(parameters: Sequence[nn.Parameter]) -> Iterator[bool]:
     """Parameters are whole on every rank, and another one keeps them."""
     yield False
+
+
+def gradient_norm(strategy: Strategy) -> float:
+    """Norm of the gradient of the step just taken, 0 where it lies with the parameters."""
+    if not isinstance(strategy, ShardedStrategy):
+        return 0.0
+    norm = strategy.deepspeed_engine.get_global_grad_norm()
+    return 0.0 if norm is None else float(norm)
 
 
 def end_others(strategy: Strategy) -> None:

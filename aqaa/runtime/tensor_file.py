@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from aqaa.errors import UsageError
+from aqaa.storage import sha256_file
 
 _CHUNK_BYTES = 1 << 23
 _NAMES = {
@@ -121,6 +122,20 @@ def read_hashed(path: Path, digest: str) -> Tensor:
     if done != len(memory) or found.hexdigest() != digest:
         raise UsageError(f"{path} is damaged: its SHA-256 is not the one in the manifest")
     return memory
+
+
+def check_hash(path: Path, digest: str) -> None:
+    """Read a file to its end and keep nothing.
+
+    Raises:
+        UsageError: as :func:`read_hashed`.
+    """
+    try:
+        found = sha256_file(path)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    if found != digest:
+        raise UsageError(f"{path} is damaged: its SHA-256 is not the one in the manifest")
 
 
 def tensors_in(memory: Tensor) -> dict[str, Tensor]:

@@ -52,6 +52,7 @@ while step < 8:
     time.sleep(float(os.environ.get("STEP_S", "0")))
 (here / f"words-{rank}").write_text(" ".join(sys.argv[1:]))
 '''
+BROKEN = "import sys\nsys.exit(0 if '--cfg' in sys.argv else 1)"
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def test_wrong_use_ends_at_once(launch: Cluster, words: tuple[str, ...], sentenc
 
 
 def test_it_gives_up_after_so_many_tries(launch: Cluster) -> None:
-    launch.env["AQAA"] = str(executable(launch.folder / "bin" / "broken", "raise SystemExit(1)"))
+    launch.env["AQAA"] = str(executable(launch.folder / "bin" / "broken", BROKEN))
     job = launch.start("slurm/launch.sh", "dpo", AQAA_RESTARTS="1")
     said, _ = job.communicate(timeout=60)
     assert job.returncode == 1

@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 
-from aqaa.errors import UsageError
+from aqaa.errors import RunAgain, UsageError
 from aqaa.runtime import usage
 from aqaa.runtime.catalogue import nearest
 from aqaa.runtime.command import error_of_use, perform
@@ -21,11 +21,19 @@ _FLAGS = ("--help", "--cfg")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0 done, 1 failed, 2 wrong use, 130 stopped)."""
+    """Run one command; returns the exit code.
+
+    0 done, 1 failed, 2 wrong use, 75 stopped by SIGUSR1 or SIGTERM with its state saved (run it
+    again), 130 stopped by Ctrl-C.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         _quiet_libraries()
         return _dispatch(words)
+    except RunAgain:
+        print("aqaa: stopped by a signal, everything is saved: run the same command again",
+              file=sys.stderr)
+        return 75
     except KeyboardInterrupt:
         print("\naqaa: stopped; the same command goes on from what is finished", file=sys.stderr)
         return 130

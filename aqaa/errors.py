@@ -1,5 +1,12 @@
-"""The one error of use: a sentence with the values and what to do about them."""
+"""How a command ends early: the one error of use, and the stop that asks to be run again."""
 
 
 class UsageError(ValueError):
     """Input, a file or an option is unusable; the command line prints it alone and exits with 2."""
+
+
+class RunAgain(KeyboardInterrupt):
+    """A cluster asked for a stop (SIGUSR1, SIGTERM) and what a resume needs is on the disk.
+
+    The command line exits with 75, sysexits' "try again": the same command goes on from there.
+    """

@@ -8,8 +8,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -271,6 +271,16 @@ def save_organ(
     state = {k: narrowed(k, v, dtype) for k, v in state.items()}
     write_json(Path(folder) / "config.json", {"organ": name, **settings})
     save_tensors(Path(folder) / "model.safetensors", state)
+
+
+# Makes sharded parameters whole inside a `with`, which says whether this process keeps them.
+Gather = Callable[[Sequence[Any]], AbstractContextManager[bool]]
+
+
+@contextmanager
+def in_place(parameters: Sequence[Any]) -> Iterator[bool]:
+    """The :data:`Gather` of a single process: everything is whole, and its own to keep."""
+    yield True
 
 
 def narrowed(name: str, tensor: Any, dtype: Any) -> Any:

@@ -16,7 +16,7 @@ POSITIONAL_ARGUMENTS = 3  # a constructor with more takes them by name
 # Rooms in the order of the signal; a room imports only from lines above its own.
 FLOORS = (
     {"errors"},
-    {"signals", "storage", "losses", "layers"},
+    {"signals", "storage", "losses", "layers", "ranks"},
     {"vocabulary", "text", "lineage"},
     {"grammar"},
     {"stream"},

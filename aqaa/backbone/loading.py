@@ -5,16 +5,18 @@ Letters: B sequences, T ids, V table rows, W width, S rows of a slot.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from aqaa.errors import UsageError
-from aqaa.storage import atomic_folder, narrowed, read_json, write_json
+from aqaa.storage import Gather, atomic_folder, in_place, narrowed, read_json, write_json
 from aqaa.stream import Slot, StreamLayout
 from aqaa.text import TextTokenizer
 from aqaa.vocabulary import Vocabulary
@@ -68,9 +70,9 @@ class Backbone:
     ids: Ids
 
     @property
-    def table(self) -> Tensor:
+    def table(self) -> nn.Parameter:
         """Output rows (V, W)."""
-        table: Tensor = self.model.get_output_embeddings().weight
+        table: nn.Parameter = self.model.get_output_embeddings().weight
         return table
 
     def hidden(self, input_ids: Tensor, **cache: Any) -> Any:
@@ -82,24 +84,82 @@ class Backbone:
         rows = self.ids.layout.slot_ids(slot, self.ids.vocabulary)
         return torch.tensor(rows, dtype=torch.long)
 
-    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write the folder as a whole (Hugging Face layout), optionally in another precision."""
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        gather: Gather = in_place,
+    ) -> None:
+        """Write the folder as a whole (Hugging Face layout), optionally in another precision.
+
+        Every rank calls this; the one that ``gather`` says keeps the parameters writes.
+        """
+        state = whole_state(self.model, gather)
+        if state is None:
+            return
         with atomic_folder(folder) as temporary:
-            stored: dict[int, Tensor] = {}  # tied tensors stay one, or the table is written twice
-            state = {
-                name: stored.setdefault(tensor.data_ptr(), narrowed(name, tensor, dtype))
-                for name, tensor in self.model.state_dict().items()
-            }
-            self.model.save_pretrained(temporary, state_dict=state)
+            stored = {name: narrowed(name, tensor, dtype) for name, tensor in state.items()}
+            self.model.save_pretrained(temporary, state_dict=stored)
             self.ids.save(temporary)
 
 
-def load_backbone(folder: str | Path, *, layout: StreamLayout | None = None) -> Backbone:
-    """Load a backbone folder in float32.
+def whole_state(model: nn.Module, gather: Gather) -> dict[str, Tensor] | None:
+    """The state dict with every parameter whole, on the rank that keeps it; None on the others.
+
+    Parameters are gathered one by one, so that only the keeper ever holds more than one.
+    """
+    sharded = any(is_sharded(p) for p in model.parameters())
+    kept: dict[int, Tensor] = {}
+    mine = True
+    for parameter in model.parameters():
+        with gather([parameter]) as mine:
+            if mine:
+                kept[id(parameter)] = parameter.detach().to("cpu", copy=sharded)
+    if not mine:
+        return None
+    # Tied tensors stay one, or the table is written twice.
+    state = dict(model.state_dict(keep_vars=True))
+    return {name: kept.get(id(tensor), tensor.detach().cpu()) for name, tensor in state.items()}
+
+
+def is_sharded(parameter: Tensor) -> bool:
+    """Whether ZeRO-3 holds this parameter in parts; outside its module's forward it is empty."""
+    return hasattr(parameter, "ds_shape")
+
+
+def shape_of(parameter: Tensor) -> torch.Size:
+    """The shape of the whole parameter, also where it is sharded."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
+@contextmanager
+def _into_shards(deepspeed: dict[str, Any] | None) -> Iterator[None]:
+    """Let transformers load into ZeRO-3 shards, which it does while this object lives."""
+    if deepspeed is None:
+        yield
+        return
+    from transformers.integrations import HfDeepSpeedConfig
+
+    alive = HfDeepSpeedConfig(deepspeed)
+    yield
+    del alive
+
+
+def load_backbone(
+    folder: str | Path,
+    *,
+    layout: StreamLayout | None = None,
+    deepspeed: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Backbone:
+    """Load a backbone folder.
 
     Args:
         folder: as :meth:`Backbone.save` or :func:`aqaa.backbone.initial.write_initial` leave it.
         layout: read and write another layout than the one it was trained with.
+        deepspeed: settings of a ZeRO-3 engine to come: every rank of its group loads its shards.
+        dtype: of the weights; under ``deepspeed`` its own precision decides.
 
     Raises:
         UsageError: the folder is missing, damaged or incomplete, or its parts do not fit.
@@ -121,14 +181,15 @@ def load_backbone(folder: str | Path, *, layout: StreamLayout | None = None) -> 
     logging.disable_progress_bar()
     ids = Ids.load(folder)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,  # None would ask, then run what the folder brings
-            output_loading_info=True,
-        )
+        with _into_shards(deepspeed):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,  # None would ask, then run what the folder brings
+                output_loading_info=True,
+            )
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"{folder} cannot be loaded: {reason}") from error
@@ -138,7 +199,7 @@ def load_backbone(folder: str | Path, *, layout: StreamLayout | None = None) -> 
         if names := sorted(map(str, report[problem])):
             kind = problem.removesuffix("_keys")
             raise UsageError(f"{folder} does not fit its config.json: {kind} {names[0]}")
-    rows, wanted = model.get_input_embeddings().weight.shape[0], ids.vocabulary.rows
+    rows, wanted = shape_of(model.get_input_embeddings().weight)[0], ids.vocabulary.rows
     if rows != wanted:
         raise UsageError(f"{folder}: the table has {rows} rows, {RECORD} says {wanted}")
     return Backbone(model.eval(), replace(ids, layout=layout) if layout else ids)

@@ -6,15 +6,18 @@ loss is the one that decoding under the layout's grammar sees, and costs half as
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-@dataclass(frozen=True)
-class TokenLoss:
-    """``loss`` scalar; ``sums`` and ``counts`` per slot name (nats and positions), detached."""
+class TokenLoss(NamedTuple):
+    """``loss`` scalar; ``sums`` and ``counts`` per slot name (nats and positions), detached.
+
+    A tuple, because DeepSpeed looks for a module's output tensors in tuples and dicts alone.
+    """
 
     loss: Tensor
     sums: dict[str, Tensor]

@@ -1,14 +1,12 @@
-"""What happens around the steps of a stage: progress, saving, stopping.
+"""What happens around the steps of a stage: progress, and the stop on a loss that is no number.
 
 Letters: none; the only tensor here is a scalar loss.
 """
 
 import math
 import os
-import signal
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,9 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from aqaa.errors import UsageError
-from aqaa.runtime.log import MetricsFile
 
-LAST = "last.ckpt"
 _LINE_EVERY_S = 15.0
 
 
@@ -37,7 +33,7 @@ class ShowProgress(pl.Callback):
         """Start the clock; a resumed run counts from where it stands."""
         self._begun_at = self._printed_at = time.monotonic()
         self._begun_step = trainer.global_step
-        if sys.stdout.isatty() and os.environ.get("AQAA_PROGRESS") != "lines":
+        if trainer.is_global_zero and sys.stdout.isatty() and os.environ.get("AQAA_PROGRESS") != "lines":
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -55,7 +51,9 @@ class ShowProgress(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Show where the run stands."""
+        """Show where the run stands, on one rank."""
+        if not trainer.is_global_zero:
+            return
         now, step = time.monotonic(), trainer.global_step
         if self._bar is None and now - self._printed_at < _LINE_EVERY_S:
             return
@@ -79,109 +77,6 @@ class ShowProgress(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Leave the terminal as it was after an error too."""
-        self.teardown(trainer, pl_module, "fit")
-
-
-class StopRequested(Exception):
-    """A stop was asked for, and what a resume needs is saved."""
-
-
-class SaveState(pl.Callback):
-    """Saves what a resume needs every so often, and once more before a stop that was asked for.
-
-    A save happens just before a batch, when everything of the step before (average, figures,
-    validation) is done, so the state is one that an unbroken run passes through.
-
-    Args:
-        folder: gets ``last.ckpt``, replaced as a whole.
-        every_s: seconds between saves.
-    """
-
-    def __init__(self, *, folder: Path, every_s: float) -> None:
-        self._path = folder / LAST
-        self._every_s = every_s
-        self._saved_at = 0.0
-        self._begun_at = 0.0
-        self._seconds_before = 0.0
-        self._handlers: dict[int, Any] = {}
-        self.stopping = False
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of training, over all resumes."""
-        return self._seconds_before + time.monotonic() - self._begun_at
-
-    def state_dict(self) -> dict[str, Any]:
-        """The clock."""
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the clock of the cut run."""
-        self._seconds_before = state_dict["seconds"]
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Forget the batch that is about to begin: Lightning counts it as half done."""
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for part in ("total", "current"):
-            progress[part]["ready"] = progress[part]["completed"]
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock and listen for Ctrl-C and SIGTERM."""
-        self._begun_at = self._saved_at = time.monotonic()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._handlers[number] = signal.signal(number, self._ask_to_stop)
-
-    def _ask_to_stop(self, number: int, frame: Any) -> None:
-        if self.stopping:
-            raise KeyboardInterrupt  # asked twice: do not wait for the step
-        self.stopping = True
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Save when it is time; stop when asked."""
-        if batch_idx % trainer.accumulate_grad_batches:
-            return
-        # Lightning guesses this count after a resume, wrongly; figures are logged under it.
-        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
-        due = time.monotonic() - self._saved_at > self._every_s
-        if due or self.stopping:
-            self._save(trainer)
-        if self.stopping:
-            raise StopRequested
-
-    def _save(self, trainer: pl.Trainer) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsFile):
-                logger.write()  # a resume keeps the figures of the steps before the saved state
-        temporary = self._path.with_suffix(".writing")
-        try:
-            trainer.save_checkpoint(temporary)
-            if trainer.is_global_zero:
-                os.replace(temporary, self._path)
-        except OSError as error:
-            reason = error.strerror or error
-            raise UsageError(
-                f"cannot write {self._path}: {reason}; make room and run the same command again, "
-                f"it goes on from the state saved before"
-            ) from error
-        finally:
-            if trainer.is_global_zero:
-                temporary.unlink(missing_ok=True)
-        self._saved_at = time.monotonic()
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Give the signals back; Lightning tears nothing down after an error."""
         self.teardown(trainer, pl_module, "fit")
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from aqaa import lineage
-from aqaa.errors import UsageError
+from aqaa.errors import RunAgain, UsageError
+from aqaa.runtime import launch
+from aqaa.runtime.states import STATES, saved_states, sweep
 from aqaa.runtime.targets import bind_targets
 from aqaa.storage import MANIFEST, read_json, verify_manifest, write_json, write_text
 
 FINGERPRINT = "fingerprint.json"
 # Settings that say where and how often, not what: they may differ between a run and its resume.
-_PLACE = ("root", "name", "out", "save_every_s", "overwrite")
+_PLACE = ("root", "name", "out", "save_every_s", "keep_states", "hang_after_s", "overwrite")
 
 
 def train(verb: str, cfg: DictConfig) -> Path:
@@ -31,33 +34,45 @@ def train(verb: str, cfg: DictConfig) -> Path:
 
     Raises:
         UsageError: a config, parent or run folder that does not fit; nothing was trained.
-        KeyboardInterrupt: a stop was asked for; the same call goes on from there.
+        KeyboardInterrupt: a stop was asked for, :class:`RunAgain` if by SIGUSR1 or SIGTERM; the
+            same call goes on from there.
     """
     bind_targets(cfg)
     _check_parents(cfg)
     out = Path(cfg.run.out)
-    parents = {name: lineage.parent(path) for name, path in cfg.parents.items() if path is not None}
+    parents: dict[str, lineage.Parent] = {}  # looked up by rank 0 alone
+    if launch.decided(lambda: _begin(cfg, out, parents)):
+        return out
+    fitted = _fit(cfg, out)
+    if launch.is_first():
+        record = lineage.Lineage(
+            stage=verb,
+            run=out.name,
+            parents=parents,
+            fingerprint=lineage.fingerprint(_settings(cfg), parents),
+            steps=fitted.steps,
+            seconds=fitted.seconds,
+            parameters=fitted.parameters,
+            versions=lineage.versions(),
+        )
+        lineage.finish(out, record)
+    if fitted.asked:  # in the last step: this run is whole, the rest waits
+        raise _stop(fitted.asked)
+    return out
+
+
+def _begin(cfg: DictConfig, out: Path, parents: dict[str, lineage.Parent]) -> bool:
+    """Fill ``parents`` and take the run folder; True if the run in it is finished already."""
+    parents |= {name: lineage.parent(path) for name, path in cfg.parents.items() if path}
     made_of = lineage.fingerprint(_settings(cfg), parents)
     if _finished(out, made_of):
         print(f"{out} is finished: nothing to do")
-        return out
+        return True
     _claim(out, made_of, overwrite=cfg.run.overwrite)
+    (out / STATES).mkdir(exist_ok=True)
+    sweep(out / STATES)
     write_text(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    fitted = _fit(cfg, out)
-    record = lineage.Lineage(
-        stage=verb,
-        run=out.name,
-        parents=parents,
-        fingerprint=made_of,
-        steps=fitted.steps,
-        seconds=fitted.seconds,
-        parameters=fitted.parameters,
-        versions=lineage.versions(),
-    )
-    lineage.finish(out, record)
-    if fitted.stopping:
-        raise KeyboardInterrupt  # asked for in the last step: this run is whole, the rest waits
-    return out
+    return False
 
 
 def _check_parents(cfg: DictConfig) -> None:
@@ -114,12 +129,12 @@ def _claim(out: Path, made_of: str, *, overwrite: bool) -> None:
 
 @dataclass(frozen=True)
 class _Fitted:
-    """What a finished training says; ``stopping`` if a stop was asked for in its last step."""
+    """What a finished training says; ``asked`` is the signal that came in its last step, or 0."""
 
     seconds: float
     steps: int
     parameters: int
-    stopping: bool
+    asked: int
 
 
 def _fit(cfg: DictConfig, out: Path) -> _Fitted:
@@ -128,9 +143,13 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
     import torch
     from hydra.utils import instantiate
 
+    from aqaa.backbone.loading import shape_of
     from aqaa.data.module import DataModule
-    from aqaa.runtime.callbacks import LAST, SaveState, ShowProgress, StopOnNonFinite, StopRequested
+    from aqaa.runtime.callbacks import ShowProgress, StopOnNonFinite
+    from aqaa.runtime.checkpoint import StateFiles
     from aqaa.runtime.log import MetricsFile
+    from aqaa.runtime.saving import SaveState, StopRequested
+    from aqaa.runtime.strategy import end_others, gather_of
 
     quiet_lightning()
     if cfg.run.threads:
@@ -141,41 +160,33 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
     data = DataModule(
         source, accumulate=cfg.trainer.accumulate_grad_batches, repeat=cfg.run.repeat_batches
     )
-    saver = SaveState(folder=out / "checkpoints", every_s=cfg.run.save_every_s)
-    metrics = MetricsFile(folder=out)
+    states = out / STATES
+    files = StateFiles(keep=cfg.run.keep_states)
+    saver = SaveState(files=files, folder=states, every_s=cfg.run.save_every_s)
     more = [instantiate(cfg.log.logger)] if cfg.log.get("logger") else []
     trainer = instantiate(cfg.trainer)(
-        logger=[metrics, *more],
+        logger=[MetricsFile(folder=out), *more],
         callbacks=[saver, ShowProgress(name=cfg.run.name), StopOnNonFinite()],
+        plugins=[files],
     )
-    (out / "checkpoints").mkdir(exist_ok=True)
-    last = out / "checkpoints" / LAST
-    if last.is_file():
-        metrics.resume(_step_of(last))
     try:
-        trainer.fit(stage, data, ckpt_path=last if last.is_file() else None, weights_only=True)
-    except (StopRequested, SystemExit):  # Lightning turns Ctrl-C into an exit
+        trainer.fit(stage, data, ckpt_path=states if saved_states(states) else None)
+    except StopRequested as stop:
+        raise _stop(stop.number) from None
+    except SystemExit:  # Lightning turns Ctrl-C into an exit
         raise KeyboardInterrupt from None
-    stage.export(out / lineage.MODEL)
+    except Exception:
+        end_others(trainer.strategy)  # they wait for this rank in vain
+        raise
+    stage.export(out / lineage.MODEL, gather_of(trainer.strategy))
     # What the optimizer trained: a running average is a copy, not a parameter.
-    groups = trainer.optimizers[0].param_groups
-    parameters = sum(p.numel() for group in groups for p in group["params"])
-    return _Fitted(saver.seconds, trainer.global_step, parameters, saver.stopping)
+    parameters = sum(shape_of(p).numel() for p in stage.parameters() if p.requires_grad)
+    return _Fitted(saver.seconds, trainer.global_step, parameters, saver.asked)
 
 
-def _step_of(checkpoint: Path) -> int:
-    """The optimizer step a saved state stands at; a damaged file is an error of use."""
-    import torch
-
-    try:
-        # Tensors stay on the meta device: only the count is wanted here.
-        state = torch.load(checkpoint, map_location="meta", weights_only=True)
-        return int(state["global_step"])
-    except Exception as error:  # torch raises whatever the damage leads it to
-        reason = " ".join(str(error).split())[:120]
-        raise UsageError(
-            f"{checkpoint} is damaged ({reason}): remove it to begin this run again"
-        ) from None
+def _stop(number: int) -> KeyboardInterrupt:
+    """How a run ends that a signal has stopped."""
+    return KeyboardInterrupt() if number == signal.SIGINT else RunAgain()
 
 
 def quiet_lightning() -> None:

@@ -3,6 +3,7 @@
 Letters: B pairs (2B answers), T ids.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,21 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from aqaa.backbone.head import ScoreHead
 from aqaa.backbone.loading import Backbone, load_backbone
 from aqaa.data.preferences import PreferenceBatch, PreferenceBatches
 from aqaa.losses.masked_dpo import DpoLoss, answer_scores, masked_dpo
-from aqaa.losses.next_token import SlotTable, token_log_probs
+from aqaa.ranks import from_first, rank, ranks, total
 from aqaa.stages.language import SLOT_WEIGHTS, slot_tables
 from aqaa.stages.optimizer import OptimizerSettings
-from aqaa.storage import load_tensors, save_tensors, sha256_file
+from aqaa.storage import (
+    Gather,
+    content_hash,
+    in_place,
+    load_tensors,
+    save_tensors,
+    tree_hash,
+)
 
 _REFERENCE_BATCH = 8
 
@@ -32,6 +41,8 @@ class Dpo(pl.LightningModule):
         scores: file that keeps the reference scores, computed once.
     """
 
+    sharded = True
+
     def __init__(
         self, *, model: str, optimizer: OptimizerSettings, beta: float = 0.1, scores: str
     ) -> None:
@@ -40,9 +51,10 @@ class Dpo(pl.LightningModule):
         self._optimizer = optimizer
         self._beta = beta
         self._scores_file = Path(scores)
+        self.deepspeed: dict[str, Any] | None = None  # the engine's settings, if it shards weights
         self.decoder: Any = None
+        self.head: Any = None
         self._backbone: Backbone | None = None
-        self._tables: dict[int, SlotTable] = {}
         self._reference: Tensor | None = None
 
     @property
@@ -55,12 +67,26 @@ class Dpo(pl.LightningModule):
         """Load the backbone and the reference scores; nothing on a second call."""
         if self._backbone is not None:
             return
+        self._backbone = load_backbone(self._folder, deepspeed=self.deepspeed)
+        self.decoder = self._backbone.model
+        tables = slot_tables(self._backbone, SLOT_WEIGHTS)
+        self.head = ScoreHead(table=self._backbone.table, tables=tables)
+        self._source.bind(self._backbone.ids)
+        if self.deepspeed is None:
+            self._reference = self._reference_scores(self._source)
+        self.decoder.train()
+
+    def on_fit_start(self) -> None:
+        """Score with shards, which only the engine can make whole; the weights are still old."""
+        if self._reference is None:
+            self.decoder.eval()
+            self._reference = self._reference_scores(self._source)
+            self.decoder.train()
+
+    @property
+    def _source(self) -> PreferenceBatches:
         source: PreferenceBatches = self.trainer.datamodule.source  # type: ignore[attr-defined]
-        self._backbone = load_backbone(self._folder)
-        self._tables = slot_tables(self._backbone, SLOT_WEIGHTS)
-        source.bind(self._backbone.ids)
-        self._reference = self._reference_scores(source)
-        self.decoder = self._backbone.model.train()
+        return source
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on the backbone."""
@@ -86,33 +112,37 @@ class Dpo(pl.LightningModule):
         # Only positions that count go through the head; under the audio mask a few text ids.
         chosen = (batch.slots > 0) & (batch.keep > 0)
         answer = chosen.nonzero()[:, 0]
-        log_probs = token_log_probs(
-            hidden[chosen],
-            self.backbone.table,
-            batch.targets[chosen],
-            batch.slots[chosen],
-            self._tables,
-        )
+        log_probs = self.head(hidden[chosen], batch.targets[chosen], batch.slots[chosen])
         return answer_scores(log_probs, answer, batch.keep[chosen], len(batch.input_ids))
 
-    @torch.no_grad()
     def _reference_scores(self, source: PreferenceBatches) -> Tensor:
         """Scores (pairs, 2) of the start model, kept beside the run with what they belong to."""
-        made_of = f"{sha256_file(self._folder / 'model.safetensors')}:{source.hash}"
-        made_of = f"{made_of}:{source.mask}"
-        key = made_of.replace(":", "-")
-        if self._scores_file.exists():
-            kept = load_tensors(self._scores_file)
-            if key in kept:
-                return kept[key]
-        parts = []
-        for begin in range(0, len(source.rows), _REFERENCE_BATCH):
-            pairs = list(range(begin, min(begin + _REFERENCE_BATCH, len(source.rows))))
-            parts.append(torch.stack(self._scores(source.collate(pairs)).chunk(2), 1))
-        scores = torch.cat(parts)
-        save_tensors(self._scores_file, {key: scores})
+        made_of = tree_hash(self._folder) or content_hash(self._folder)
+        key = f"{made_of}-{source.hash}-{source.mask}"
+        kept = load_tensors(self._scores_file) if self._scores_file.exists() else {}
+        kept = from_first(kept)  # its file may come while the others look
+        if key in kept:
+            return kept[key]
+        scores = self._scored(source)
+        if rank() == 0:
+            save_tensors(self._scores_file, {key: scores})
         return scores
 
-    def export(self, folder: Path) -> None:
-        """Write the backbone folder."""
-        self.backbone.save(folder)
+    @torch.no_grad()
+    def _scored(self, source: PreferenceBatches) -> Tensor:
+        """Scores (pairs, 2); ranks take turns, and all run the model equally often."""
+        pairs = len(source.rows)
+        begins = list(range(0, pairs, _REFERENCE_BATCH))
+        scores, times = torch.zeros(pairs, 2), torch.zeros(pairs, 1)
+        scores, times = scores.to(self.device), times.to(self.device)
+        for turn in range(math.ceil(len(begins) / ranks())):
+            begin = begins[(turn * ranks() + rank()) % len(begins)]
+            rows = list(range(begin, min(begin + _REFERENCE_BATCH, pairs)))
+            batch = source.collate(rows)
+            scores[rows] += torch.stack(self._scores(batch).chunk(2), 1)
+            times[rows] += 1
+        return (total(scores) / total(times)).cpu()
+
+    def export(self, folder: Path, gather: Gather = in_place) -> None:
+        """Write the backbone folder, on the rank that keeps what is gathered."""
+        self.backbone.save(folder, gather=gather)

@@ -12,11 +12,13 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from aqaa.backbone.head import LossHead
 from aqaa.backbone.loading import Backbone, load_backbone
 from aqaa.data.dialogues import TokenBatch
 from aqaa.errors import UsageError
-from aqaa.losses.next_token import SlotTable, TokenLoss, next_token
+from aqaa.losses.next_token import SlotTable, TokenLoss
 from aqaa.stages.optimizer import OptimizerSettings
+from aqaa.storage import Gather, in_place
 from aqaa.stream import Slot
 
 # Weight of a position by what it decides: few text ids carry the meaning, many audio ids the sound.
@@ -50,7 +52,7 @@ def supervised(backbone: Backbone, batch: TokenBatch) -> tuple[Tensor, Tensor, T
 
 
 class LanguageModel(pl.LightningModule):
-    """A backbone under next-token training (paper Eq. 1).
+    """A backbone under next-token training (paper Eq. 1); its weights may be sharded.
 
     Args:
         model: folder of the backbone to start from.
@@ -58,6 +60,8 @@ class LanguageModel(pl.LightningModule):
         slot_weights: weight of the loss of text, linguistic, semantic and after (ours; the paper
             weighs every id alike).
     """
+
+    sharded = True
 
     def __init__(
         self,
@@ -75,9 +79,10 @@ class LanguageModel(pl.LightningModule):
                 f"slot_weights names {', '.join(sorted(self._slot_weights)) or 'nothing'}: it must "
                 f"name {', '.join(SLOT_WEIGHTS)}, each once (0 for no loss)"
             )
+        self.deepspeed: dict[str, Any] | None = None  # the engine's settings, if it shards weights
         self.decoder: Any = None
+        self.head: Any = None
         self._backbone: Backbone | None = None
-        self._tables: dict[int, SlotTable] = {}
 
     @property
     def backbone(self) -> Backbone:
@@ -89,9 +94,10 @@ class LanguageModel(pl.LightningModule):
         """Load the backbone and tell the data its ids; nothing on a second call."""
         if self._backbone is not None:
             return
-        self._backbone = load_backbone(self._folder)
+        self._backbone = load_backbone(self._folder, deepspeed=self.deepspeed)
         self.decoder = self._backbone.model.train()
-        self._tables = slot_tables(self._backbone, self._slot_weights)
+        tables = slot_tables(self._backbone, self._slot_weights)
+        self.head = LossHead(table=self._backbone.table, tables=tables)
         self.trainer.datamodule.source.bind(self._backbone.ids)  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -111,7 +117,8 @@ class LanguageModel(pl.LightningModule):
         self._log("validation", found, {f"validation/{batch.task}": found.loss.detach()})
 
     def _loss(self, batch: TokenBatch) -> TokenLoss:
-        return next_token(*_with_table(self.backbone, batch), self._tables)
+        found: TokenLoss = self.head(*supervised(self.backbone, batch))
+        return found
 
     def _log(self, split: str, found: TokenLoss, more: dict[str, Tensor]) -> None:
         self.log_dict({f"{split}/loss": found.loss.detach(), **more}, batch_size=1)
@@ -121,11 +128,6 @@ class LanguageModel(pl.LightningModule):
                 values[f"{split}/{name}_accuracy"] = torch.tensor(found.correct[name] / count)
             self.log_dict(values, batch_size=count)
 
-    def export(self, folder: Path) -> None:
-        """Write the backbone folder."""
-        self.backbone.save(folder)
-
-
-def _with_table(backbone: Backbone, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    hidden, targets, slots = supervised(backbone, batch)
-    return hidden, backbone.table, targets, slots
+    def export(self, folder: Path, gather: Gather = in_place) -> None:
+        """Write the backbone folder, on the rank that keeps what is gathered."""
+        self.backbone.save(folder, gather=gather)

@@ -17,6 +17,7 @@ from aqaa.errors import UsageError
 from aqaa.losses.codebook import commitment, mel_distance
 from aqaa.losses.ctc import ctc, greedy_labels
 from aqaa.stages.optimizer import OptimizerSettings
+from aqaa.storage import Gather, in_place
 from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer, TokenizerOutput
 
 
@@ -127,6 +128,8 @@ class Tokenizer(pl.LightningModule):
             loss = loss + commitment_weight * terms["commitment"]
         return loss, {name: term.detach() for name, term in {**terms, "loss": loss}.items()}
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, gather: Gather = in_place) -> None:
         """Write the tokenizer's model folder."""
-        self.network.save(folder)
+        with gather([]) as mine:
+            if mine:
+                self.network.save(folder)

@@ -18,6 +18,7 @@ from aqaa.layers import spread
 from aqaa.losses.flow_matching import cosine_time, flow_matching, path
 from aqaa.losses.spectral import multi_resolution
 from aqaa.stages.optimizer import OptimizerSettings
+from aqaa.storage import Gather, in_place
 from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer
 from aqaa.vocoder.flow import FlowVocoder, pack
 from aqaa.vocoder.waveform import WaveformHead
@@ -101,9 +102,11 @@ class Flow(pl.LightningModule):
         terms = {"loss": loss, "flow": flow_loss, "prior": prior_loss}
         return loss, {name: term.detach() for name, term in terms.items()}
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, gather: Gather = in_place) -> None:
         """Write the averaged vocoder's folder."""
-        self.average.module.save(folder)
+        with gather([]) as mine:
+            if mine:
+                self.average.module.save(folder)
 
 
 class Waveform(pl.LightningModule):
@@ -161,6 +164,8 @@ class Waveform(pl.LightningModule):
         terms = {"loss": loss, "spectral": spectral, "mel": mel}
         return loss, {name: term.detach() for name, term in terms.items()}
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path, gather: Gather = in_place) -> None:
         """Write the head's folder."""
-        self.head.save(folder)
+        with gather([]) as mine:
+            if mine:
+                self.head.save(folder)

@@ -1,0 +1,66 @@
+"""Several processes of one run, started by Lightning, torchrun or srun: rank 0 decides first.
+
+Before any process group exists a rank is what the environment says. Lightning's own launcher starts
+the other ranks from a rank 0 that has decided already; torchrun and srun start all at once, and the
+others wait at the store of their launch.
+"""
+
+import os
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+_calls = count()
+_stores: list[Any] = []  # rank 0 serves its store from its own process, as long as it lives
+
+
+def is_first() -> bool:
+    """Whether this process is rank 0, the one that writes."""
+    if "RANK" in os.environ:
+        return os.environ["RANK"] == "0"
+    names = ("SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
+    return all(os.environ.get(name, "0") == "0" for name in names)
+
+
+def decided(decide: Callable[[], bool]) -> bool:
+    """What rank 0 decides, on every rank; the others go on only when it has.
+
+    Args:
+        decide: asked on rank 0 alone; may write. What it raises ends all ranks.
+    """
+    store = _store()
+    if store is None:
+        # A rank started by Lightning's launcher is there because the first one went on.
+        return decide() if is_first() else False
+    key = f"aqaa/decided/{next(_calls)}"
+    if not is_first():
+        answer = store.get(key).decode()
+        if answer == "error":
+            raise SystemExit(2)  # rank 0 says what is wrong
+        return answer == "True"
+    try:
+        answer = decide()
+    except BaseException:
+        store.set(key, "error")
+        raise
+    store.set(key, str(answer))
+    return answer
+
+
+def _store() -> Any:
+    """Where the ranks of one torchrun or srun leave word for one another; None for others."""
+    if not {"TORCHELASTIC_RUN_ID", "SLURM_NTASKS"} & os.environ.keys():
+        return None
+    from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+    from torch.distributed import rendezvous
+
+    for kind in (TorchElasticEnvironment, SLURMEnvironment):
+        if kind.detect():
+            place = kind()
+            if place.world_size() == 1:
+                return None
+            url = f"tcp://{place.main_address}:{place.main_port}"
+            store = next(rendezvous(url, place.global_rank(), place.world_size()))[0]
+            _stores.append(store)
+            return store
+    return None

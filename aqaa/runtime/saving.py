@@ -1,0 +1,154 @@
+"""When the state of a run is saved, and how a run is stopped and taken up again.
+
+Letters: none; tensors pass through.
+"""
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from aqaa.runtime.agreement import largest
+from aqaa.runtime.checkpoint import StateFiles
+from aqaa.runtime.log import MetricsFile
+from aqaa.runtime.randomness import random_states, restore_random
+from aqaa.runtime.states import step_folder
+
+# Ctrl-C, what SLURM sends before the time is up, and what it and most others send to end a job.
+_ASKS = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
+
+
+class StopRequested(Exception):
+    """A stop was asked for by a signal, and what a resume needs is on the disk."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class SaveState(pl.Callback):
+    """Saves what a resume needs every so often, and once more before a stop that was asked for.
+
+    A save happens just before a batch, when everything of the step before (average, figures,
+    validation) is done, so the state is one that an unbroken run passes through.
+
+    Args:
+        files: what writes and reads states.
+        folder: gets one folder a state.
+        every_s: seconds between saves.
+    """
+
+    def __init__(self, *, files: StateFiles, folder: Path, every_s: float) -> None:
+        self._files = files
+        self._folder = folder
+        self._every_s = every_s
+        self._saved_at = 0.0
+        self._saved_step = -1
+        self._begun_at = 0.0
+        self._seconds_before = 0.0
+        self._random: dict[str, Any] | None = None
+        self._handlers: dict[int, Any] = {}
+        self.asked = 0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, over all resumes."""
+        return self._seconds_before + time.monotonic() - self._begun_at
+
+    def state_dict(self) -> dict[str, Any]:
+        """The clock."""
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the clock of the cut run."""
+        self._seconds_before = state_dict["seconds"]
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the random generators; forget the batch that is about to begin."""
+        checkpoint["random"] = random_states()
+        checkpoint["accumulate"] = trainer.accumulate_grad_batches
+        progress = _batch_progress(checkpoint)
+        for part in ("total", "current"):
+            progress[part]["ready"] = progress[part]["completed"]  # Lightning: half done
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Fit the counts to the batches a step takes now; keep the figures of the steps before."""
+        self._random = checkpoint["random"]
+        self._saved_step = checkpoint["global_step"]
+        for counts in _batch_progress(checkpoint).values():
+            if isinstance(counts, dict):
+                for name, batches in counts.items():
+                    steps = batches // checkpoint["accumulate"]
+                    counts[name] = steps * trainer.accumulate_grad_batches
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.resume(self._saved_step)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock and listen for the signals that ask for a stop."""
+        self._begun_at = self._saved_at = time.monotonic()
+        for number in _ASKS:  # in the place of Lightning's own, which would requeue by itself
+            self._handlers[number] = signal.signal(number, self._ask_to_stop)
+
+    def _ask_to_stop(self, number: int, frame: Any) -> None:
+        if number == self.asked == signal.SIGINT:
+            raise KeyboardInterrupt  # Ctrl-C twice: do not wait for the step
+        self.asked = self.asked or number
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when it is time; stop when asked."""
+        if self._random is not None:  # as late as can be: building loaders draws numbers too
+            restore_random(self._random)
+            self._random = None
+        if batch_idx % trainer.accumulate_grad_batches:
+            return
+        # Lightning guesses this count after a resume, wrongly; figures are logged under it.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        self._files.writer.check()
+        due = time.monotonic() - self._saved_at > self._every_s
+        if not largest(self.asked or int(due)):
+            return
+        self.asked = largest(self.asked)  # a signal reaches ranks at different steps
+        if trainer.global_step != self._saved_step:
+            self._save(trainer)
+        if self.asked:
+            self._files.writer.wait()
+            raise StopRequested(self.asked)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.write()  # a resume keeps the figures of the steps before the saved state
+        trainer.save_checkpoint(step_folder(self._folder, trainer.global_step), weights_only=False)
+        self._saved_at = time.monotonic()
+        self._saved_step = trainer.global_step
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """See the last save to its end."""
+        self._files.writer.wait()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give the signals back; let a save that has begun come to its end."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+        self._files.writer.close()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """The same; Lightning tears nothing down after an error."""
+        self.teardown(trainer, pl_module, "fit")
+
+
+def _batch_progress(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    return found

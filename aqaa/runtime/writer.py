@@ -1,0 +1,76 @@
+"""One thread that writes what a step has left behind, while the next steps go on."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from aqaa.errors import UsageError
+
+_PATIENCE_S = 1800.0
+
+
+class Writer:
+    """Writes one thing at a time; an error of the thread is raised where it is asked for."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._running: Future[None] | None = None
+        self._path = Path()
+
+    def begin(self, path: Path, write: Callable[[], None]) -> None:
+        """Start ``write``, which makes ``path``; what was started before is over by then."""
+        self.wait()
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="aqaa-writer")
+        self._path = path
+        self._running = self._pool.submit(write)
+
+    def check(self) -> None:
+        """Raise the error of the thread, if it has met one; does not wait."""
+        if self._running is not None and self._running.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until what was started is on the disk.
+
+        Raises:
+            UsageError: it could not be written; what was there before is still there.
+        """
+        if self._running is None:
+            return
+        try:
+            self._running.result()
+        except OSError as error:
+            reason = error.strerror or error
+            raise UsageError(
+                f"cannot write {self._path}: {reason}; make room and run the same command again, "
+                f"it goes on from the state saved before"
+            ) from error
+        finally:
+            if self._running.done():
+                self._running = None
+
+    def close(self) -> None:
+        """Let what was started come to its end, and the thread; errors were told or are lost."""
+        if self._pool is not None:
+            self._pool.shutdown()
+        self._pool = self._running = None
+
+    @staticmethod
+    def await_lines(folder: Path, count: int) -> list[str]:
+        """Lines of ``count`` ranks' manifests in a folder all write to; they are then removed.
+
+        Raises:
+            OSError: a rank did not come in half an hour.
+        """
+        until = time.monotonic() + _PATIENCE_S
+        while len(found := sorted(folder.glob("shard_*.sha256"))) < count:
+            if time.monotonic() > until:
+                raise TimeoutError(f"only {len(found)} of {count} ranks have written their shard")
+            time.sleep(0.02)
+        lines = []
+        for path in found:
+            lines.append(path.read_text(encoding="utf-8"))
+            path.unlink()
+        return lines

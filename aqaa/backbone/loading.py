@@ -22,6 +22,7 @@ from aqaa.text import TextTokenizer
 from aqaa.vocabulary import Vocabulary
 
 RECORD = "aqaa.json"
+ADAPTER = "adapter"
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,14 @@ class Ids:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded decoder (``model``, a transformers causal LM) and the meaning of its ids."""
+    """A loaded decoder (``model``, a transformers causal LM) and the meaning of its ids.
+
+    ``adapter`` is the :class:`aqaa.backbone.lora.Adapter` in its layers, if there is one.
+    """
 
     model: Any
     ids: Ids
+    adapter: Any = None
 
     @property
     def table(self) -> nn.Parameter:
@@ -93,11 +98,15 @@ class Backbone:
     ) -> None:
         """Write the folder as a whole (Hugging Face layout), optionally in another precision.
 
-        Every rank calls this; the one that ``gather`` says keeps the parameters writes.
+        Every rank calls this; the one that ``gather`` says keeps the parameters writes. An adapter
+        is written beside it, as ``adapter``, and added to the weights.
         """
         state = whole_state(self.model, gather)
         if state is None:
             return
+        if self.adapter is not None:
+            self.adapter.save(Path(folder).parent / ADAPTER, state)
+            state = self.adapter.merged(state)
         with atomic_folder(folder) as temporary:
             stored = {name: narrowed(name, tensor, dtype) for name, tensor in state.items()}
             self.model.save_pretrained(temporary, state_dict=stored)
@@ -111,12 +120,11 @@ def whole_state(model: nn.Module, gather: Gather) -> dict[str, Tensor] | None:
     """
     sharded = any(is_sharded(p) for p in model.parameters())
     kept: dict[int, Tensor] = {}
-    mine = True
     for parameter in model.parameters():
         with gather([parameter]) as mine:
             if mine:
                 kept[id(parameter)] = parameter.detach().to("cpu", copy=sharded)
-    if not mine:
+    if not kept:
         return None
     # Tied tensors stay one, or the table is written twice.
     state = dict(model.state_dict(keep_vars=True))

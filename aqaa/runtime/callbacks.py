@@ -33,7 +33,8 @@ class ShowProgress(pl.Callback):
         """Start the clock; a resumed run counts from where it stands."""
         self._begun_at = self._printed_at = time.monotonic()
         self._begun_step = trainer.global_step
-        if trainer.is_global_zero and sys.stdout.isatty() and os.environ.get("AQAA_PROGRESS") != "lines":
+        as_lines = os.environ.get("AQAA_PROGRESS") == "lines" or not sys.stdout.isatty()
+        if trainer.is_global_zero and not as_lines:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from aqaa.backbone.head import LossHead
 from aqaa.backbone.loading import Backbone, load_backbone
+from aqaa.backbone.lora import Lora
 from aqaa.data.dialogues import TokenBatch
 from aqaa.errors import UsageError
 from aqaa.losses.next_token import SlotTable, TokenLoss
@@ -51,12 +52,23 @@ def supervised(backbone: Backbone, batch: TokenBatch) -> tuple[Tensor, Tensor, T
     return hidden[chosen], batch.targets[chosen], batch.slots[chosen]
 
 
+def prepared(
+    backbone: Backbone, adapter: Lora | Mapping[str, Any] | None, activation_checkpointing: bool
+) -> Backbone:
+    """A loaded backbone made ready to train; an empty mapping is no adapter."""
+    if activation_checkpointing:
+        backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+    return adapter.wrap(backbone) if isinstance(adapter, Lora) else backbone
+
+
 class LanguageModel(pl.LightningModule):
     """A backbone under next-token training (paper Eq. 1); its weights may be sharded.
 
     Args:
         model: folder of the backbone to start from.
         optimizer: settings.
+        adapter: train this around the frozen backbone (nothing: train every weight).
+        activation_checkpointing: keep each layer's input only and compute it again on the way back.
         slot_weights: weight of the loss of text, linguistic, semantic and after (ours; the paper
             weighs every id alike).
     """
@@ -68,11 +80,15 @@ class LanguageModel(pl.LightningModule):
         *,
         model: str,
         optimizer: OptimizerSettings,
+        adapter: Lora | Mapping[str, Any] | None = None,
+        activation_checkpointing: bool = False,
         slot_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self._folder = model
         self._optimizer = optimizer
+        self._adapter = adapter
+        self._checkpointing = activation_checkpointing
         self._slot_weights = dict(SLOT_WEIGHTS if slot_weights is None else slot_weights)
         if set(self._slot_weights) != set(SLOT_WEIGHTS):
             raise UsageError(
@@ -94,7 +110,8 @@ class LanguageModel(pl.LightningModule):
         """Load the backbone and tell the data its ids; nothing on a second call."""
         if self._backbone is not None:
             return
-        self._backbone = load_backbone(self._folder, deepspeed=self.deepspeed)
+        backbone = load_backbone(self._folder, deepspeed=self.deepspeed)
+        self._backbone = prepared(backbone, self._adapter, self._checkpointing)
         self.decoder = self._backbone.model.train()
         tables = slot_tables(self._backbone, self._slot_weights)
         self.head = LossHead(table=self._backbone.table, tables=tables)
@@ -103,7 +120,7 @@ class LanguageModel(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on the backbone."""
         steps = int(self.trainer.estimated_stepping_batches)
-        return self._optimizer.build(self.decoder.named_parameters(), steps)
+        return self._optimizer.build(self.decoder, steps)
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         """Loss of one batch."""

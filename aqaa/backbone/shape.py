@@ -84,7 +84,7 @@ def shape_of(
     Args:
         config: a transformers config.
         dtype: of weights and activations; kept bytes are counted in it.
-        adapter: settings of a LoRA adapter (``rank``, ``targets``); None trains every parameter.
+        adapter: settings of a LoRA adapter (``rank``; ``targets``, names or ``all-linear``); None trains every parameter.
 
     Raises:
         UsageError: the config is no causal LM, or the adapter fits none of its layers.
@@ -144,7 +144,7 @@ def _build(config: Any, dtype: torch.dtype, adapter: Mapping[str, Any] | None) -
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
     except ValueError as error:
         raise UsageError(f"{type(config).__name__} is no causal LM: {error}") from None
     return model.train() if adapter is None else _adapted(model, adapter).train()
@@ -153,12 +153,19 @@ def _build(config: Any, dtype: torch.dtype, adapter: Mapping[str, Any] | None) -
 def _adapted(model: Any, adapter: Mapping[str, Any]) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    targets = list(adapter["targets"])
+    targets = adapter["targets"]
     try:
-        settings = LoraConfig(r=adapter["rank"], target_modules=targets)
-        return get_peft_model(model, settings).base_model.model
+        settings = LoraConfig(r=adapter["rank"], target_modules=targets, task_type=_task(model))
+        wrapped = get_peft_model(model, settings, autocast_adapter_dtype=False)
+        return wrapped.base_model.model
     except ValueError as error:
-        raise UsageError(f"an adapter on {', '.join(targets)} does not fit: {error}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"adapter.targets={targets} does not fit: {reason}") from None
+
+
+def _task(model: Any) -> str | None:
+    """PEFT leaves the head out for this kind of model; it would wrap a method some do not have."""
+    return "CAUSAL_LM" if hasattr(model, "prepare_inputs_for_generation") else None
 
 
 def _part(model: Any) -> Part:

@@ -97,7 +97,6 @@ def plan(
     table_rows: int = 74752,
     rows: int | None = None,
     row_tokens: int = 4096,
-    checkpointing: bool | None = None,
     tokens: float | None = None,
     out: str | None = None,
     as_json: bool = False,
@@ -115,7 +114,6 @@ def plan(
         table_rows: of a backbone named by its sizes.
         rows: sequences in a forward pass of a rank; None the largest batch of the verb's data.
         row_tokens: ids in a sequence.
-        checkpointing: keep what enters a layer only; None as the verb's stage says.
         tokens: ids to train on; None those of run.steps steps.
         out: write an sbatch file here.
         as_json: print one JSON object instead of tables.
@@ -128,7 +126,7 @@ def plan(
     found = make_plan(
         verb, overrides, gpu=Hardware(**gpu), backbone=backbone, nodes=nodes, model=model,
         gpus_per_node=gpus_per_node, table_rows=table_rows, rows=rows, row_tokens=row_tokens,
-        checkpointing=checkpointing, tokens=tokens,
+        tokens=tokens,
     )  # fmt: skip
     refuse_what_does_not_fit(found)
     if as_json:
@@ -151,7 +149,6 @@ def make_plan(
     table_rows: int = 74752,
     rows: int | None = None,
     row_tokens: int = 4096,
-    checkpointing: bool | None = None,
     tokens: float | None = None,
 ) -> Plan:
     """The plan, whether it fits or not; arguments as of :func:`plan`."""
@@ -166,8 +163,6 @@ def make_plan(
         if value is not None and value < 1:
             raise UsageError(f"{name}={value}: there must be one at least")
     place = placement(cfg, rows=rows, row_tokens=row_tokens)
-    if checkpointing is not None:
-        place = place.with_(checkpointing=checkpointing)
     if backbone:
         config = sizes.step1_config(backbone, table_rows=table_rows)
     else:
@@ -208,7 +203,7 @@ def placement(cfg: Any, *, rows: int | None, row_tokens: int) -> Placement:
         rows=_rows(cfg) if rows is None else rows,
         row_tokens=row_tokens,
         accumulate=int(trainer.accumulate_grad_batches),
-        checkpointing=bool(cfg.stage.get("checkpointing", False)),
+        checkpointing=bool(cfg.stage.activation_checkpointing),
         **zero,
     )
 
@@ -240,12 +235,12 @@ def _changes(plan: Plan) -> Iterator[tuple[str, Placement]]:
     place = plan.place
     kinder = [("", place)]
     if not place.checkpointing:
-        kinder.append(("checkpointing=true", place.with_(checkpointing=True)))
+        kinder.append(("stage.activation_checkpointing=true", place.with_(checkpointing=True)))
     for rows in range(place.rows - 1, 0, -1):
         kinder.append((f"rows={rows}", place.with_(rows=rows)))
     if place.rows > 1 and not place.checkpointing:
         kinder.append(
-            ("checkpointing=true rows=1", place.with_(checkpointing=True, rows=1))
+            ("stage.activation_checkpointing=true rows=1", place.with_(checkpointing=True, rows=1))
         )
     yield from kinder[1:]
     last = kinder[-1] if len(kinder) > 1 else kinder[0]
@@ -284,7 +279,8 @@ def _adapter(cfg: Any) -> dict[str, Any] | None:
     node = cfg.get("adapter")
     if not node or "rank" not in node:
         return None
-    return {"rank": int(node.rank), "targets": list(node.targets)}
+    targets = node.targets if isinstance(node.targets, str) else list(node.targets)
+    return {"rank": int(node.rank), "targets": targets}
 
 
 def _rows(cfg: Any) -> int:

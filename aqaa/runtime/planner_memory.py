@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from aqaa.backbone.shape import Shape
 
 _MASTER_BYTES, _MOMENT_BYTES = 4, 8  # AdamW: a float32 copy of a weight, and its two moments
-_KEPT_SCORES = 3  # float32 copies of a slice of logits: themselves, their softmax, their gradient
 # Gradients of what one layer keeps, alive at once on the way back, over what it keeps.
 _WAY_BACK = 0.5
 
@@ -31,7 +30,7 @@ class Placement:
         offload_weights: the shards of stage 3 live in the host's memory.
         bucket_values: gradients reduced at a time.
         live_values: weights stage 3 holds gathered at a time.
-        head_rows: supervised positions whose logits exist at a time.
+        slice_numbers: logits that exist at a time.
     """
 
     stage: int
@@ -46,7 +45,7 @@ class Placement:
     offload_weights: bool = False
     bucket_values: int = 500_000_000
     live_values: int = 1_000_000_000
-    head_rows: int = 512
+    slice_numbers: int = 1 << 25
 
     @property
     def tokens(self) -> int:
@@ -154,9 +153,12 @@ def _activations(shape: Shape, place: Placement) -> int:
 
 
 def _logits(shape: Shape, place: Placement) -> int:
-    rows = min(place.head_rows, place.tokens)
-    half = place.weight_bytes if place.weight_bytes < 4 else 0
-    return rows * shape.table_rows * (4 * _KEPT_SCORES + half)
+    """A slice of float32 logits, and the gradients the head makes with it and keeps."""
+    size, numbers = place.weight_bytes, min(place.slice_numbers, place.tokens * shape.table_rows)
+    half = size if size < 4 else 0
+    hidden = place.tokens * shape.width * size
+    table = shape.table * (4 + half) if shape.whole.trainable == shape.whole.parameters else 0
+    return numbers * (4 + half) + hidden + table
 
 
 def _buffers(shape: Shape, place: Placement) -> int:

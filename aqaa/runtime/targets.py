@@ -34,6 +34,7 @@ COMMANDS = frozenset(
 )
 PARTS = frozenset(
     {
+        "aqaa.backbone.lora.Lora",
         "aqaa.data.augment.Augmentation",
         "aqaa.data.dialogues.DialogueBatches",
         "aqaa.data.preferences.PreferenceBatches",

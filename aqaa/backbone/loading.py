@@ -127,8 +127,10 @@ def whole_state(model: nn.Module, gather: Gather) -> dict[str, Tensor] | None:
     if not kept:
         return None
     # Tied tensors stay one, or the table is written twice.
-    state = dict(model.state_dict(keep_vars=True))
-    return {name: kept.get(id(tensor), tensor.detach().cpu()) for name, tensor in state.items()}
+    return {
+        name: kept[id(tensor)] if id(tensor) in kept else tensor.detach().cpu()
+        for name, tensor in model.state_dict(keep_vars=True).items()
+    }
 
 
 def is_sharded(parameter: Tensor) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from aqaa.backbone.attention import Backend
 from aqaa.backbone.step1 import RMSNorm, Step1Config, Step1ForCausalLM
 from aqaa.storage import load_tensors
 from tests.backbone.test_attention import loop
@@ -69,16 +70,128 @@ def test_step_by_step_equals_teacher_forcing() -> None:
 
 
 @torch.no_grad()
-def test_right_padding_is_safe_and_left_padding_is_refused() -> None:
+@pytest.mark.parametrize("backend", ["sdpa", "flex"])
+def test_padding_on_either_side_changes_nothing(backend: Backend) -> None:
     model = step1()
-    mask = torch.ones(2, 9)
-    mask[1, 5:] = 0
-    padded = IDS.clone()
-    padded[1, 5:] = 0
-    out = model(padded, attention_mask=mask).logits
-    torch.testing.assert_close(out[1, :5], model(IDS[1:, :5]).logits[0], rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="right padding only"):
-        model(padded, attention_mask=mask.flip(1))
+    model.model.use_attention(backend)
+    alone = [model(IDS[:1]).logits[0], model(IDS[1:, :5]).logits[0]]
+    for side in ("left", "right"):
+        rows = torch.full((2, 9), 7)
+        mask = torch.zeros(2, 9, dtype=torch.long)
+        places = slice(4, 9) if side == "left" else slice(0, 5)
+        rows[0], rows[1, places] = IDS[0], IDS[1, :5]
+        mask[0], mask[1, places] = 1, 1
+        found = model(rows, attention_mask=mask).logits
+        torch.testing.assert_close(found[0], alone[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(found[1, places], alone[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("training", "cache"), [(True, False), (False, False), (False, True)])
+@pytest.mark.parametrize("backend", ["sdpa", "flex"])
+def test_packed_documents_do_not_know_each_other(
+    backend: Backend, training: bool, cache: bool
+) -> None:
+    model = step1().train(training)
+    model.model.use_attention(backend)
+    lengths = [4, 1, 8, 2]
+    row = torch.arange(15)[None] * 11 % 40
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    # flex has no gradients on a CPU
+    with torch.set_grad_enabled(training and backend == "sdpa"):
+        packed = model.model(row, position_ids=positions, use_cache=cache).last_hidden_state
+    begin = 0
+    for length in lengths:
+        inside = slice(begin, begin + length)
+        with torch.no_grad():
+            alone = model.model(row[:, inside]).last_hidden_state
+        torch.testing.assert_close(packed[:, inside], alone, rtol=0, atol=1e-6)
+        changed = row.clone()
+        changed[:, inside] = (changed[:, inside] + 1) % 40
+        with torch.no_grad():
+            other = model.model(changed, position_ids=positions, use_cache=cache)
+        same = (other.last_hidden_state == packed).all(-1)[0]
+        assert not same[inside].any()
+        assert same[:begin].all() and same[begin + length :].all()
+        begin += length
+
+
+@torch.no_grad()
+def test_the_last_packed_document_goes_on_behind_a_cache() -> None:
+    model = step1()
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4, 5]])
+    whole = model(IDS[:1], position_ids=positions).logits
+    out = model(IDS[:1, :5], position_ids=positions[:, :5], use_cache=True)
+    cache, parts = out.past_key_values, [out.logits]
+    for new in (slice(5, 7), slice(7, 8), slice(8, 9)):
+        step = model(
+            IDS[:1, new], position_ids=positions[:, new], past_key_values=cache, use_cache=True
+        )
+        parts.append(step.logits)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=1e-5)
+
+
+def test_generate_is_greedy_step_by_step_whatever_the_padding() -> None:
+    model = step1()
+    prompts = [[5, 9, 11], [30, 2, 8, 17, 21]]
+    expected = []
+    for prompt in prompts:
+        row = list(prompt)
+        for _ in range(6):
+            with torch.no_grad():
+                row.append(int(model(torch.tensor([row])).logits[0, -1].argmax()))
+        expected.append(row[len(prompt) :])
+    assert len({tuple(row) for row in expected}) == 2
+    padded = torch.tensor([[0, 0, *prompts[0]], prompts[1]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1] * 5])
+    settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": -1}
+    found = model.generate(padded, attention_mask=mask, **settings)
+    assert found[:, 5:].tolist() == expected
+    alone = model.generate(torch.tensor(prompts[:1]), **settings)
+    assert alone[0, 3:].tolist() == expected[0]
+
+
+@torch.no_grad()
+def test_only_the_wanted_logits_are_made() -> None:
+    model = step1()
+    whole = model(IDS).logits
+    assert torch.equal(model(IDS, logits_to_keep=2).logits, whole[:, -2:])
+
+
+def test_checkpointed_layers_give_the_same_bits() -> None:
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4, 5]]).expand(2, -1)
+    found = []
+    for checkpointed in (False, True):
+        model = step1().train()
+        if checkpointed:
+            model.gradient_checkpointing_enable()
+        kept: list[int] = []
+
+        def keep(tensor: Tensor, kept: list[int] = kept) -> Tensor:
+            kept.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model(IDS, position_ids=positions, labels=IDS).loss
+        loss.backward()
+        found.append((loss, sum(kept), {k: p.grad for k, p in model.named_parameters()}))
+    (loss, kept_numbers, gradients), (again, fewer, repeated) = found
+    assert torch.equal(loss, again)
+    assert fewer < kept_numbers / 2
+    for name, gradient in gradients.items():
+        assert gradient is not None and torch.equal(gradient, repeated[name]), name
+
+
+@torch.no_grad()
+def test_in_half_precision_it_is_near_the_whole() -> None:
+    model = step1()
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]).expand(2, -1)
+    whole = model(IDS, position_ids=positions).logits
+    half = model.bfloat16()
+    for backend in ("sdpa", "flex"):
+        half.model.use_attention(backend)
+        found = half(IDS, position_ids=positions).logits
+        assert found.dtype == torch.bfloat16
+        assert float((found.float() - whole).abs().max() / whole.std()) < 0.1
 
 
 def test_the_loss_is_that_of_the_next_id() -> None:

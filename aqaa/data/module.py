@@ -53,14 +53,32 @@ class DataModule(pl.LightningDataModule):
         self.validation_batches = 0
         self._accumulate = accumulate
         self._repeat = repeat
+        self._since = {"step": 0, "batches": 0}
+
+    def number(self, micro: int) -> int:
+        """Number of this rank's batch ``micro`` of the optimizer step that is being taken."""
+        if self.trainer is None:
+            return micro
+        return self._taken() + micro * self.trainer.world_size + self.trainer.global_rank
+
+    def _taken(self) -> int:
+        """Batches that all ranks together took in the steps before, on whatever number of ranks."""
+        assert self.trainer is not None
+        steps = self.trainer.global_step - self._since["step"]
+        return self._since["batches"] + steps * self._accumulate * self.trainer.world_size
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the data stand; another number of ranks goes on from there."""
+        assert self.trainer is not None
+        return {"step": self.trainer.global_step, "batches": self._taken()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on from where the cut run stood."""
+        self._since = dict(state_dict)
 
     def train_dataloader(self) -> DataLoader:
         """Training batches from where the optimizer stands; ranks take turns, one batch each."""
-        taken, rank, ranks = 0, 0, 1
-        if self.trainer is not None:
-            taken = self.trainer.global_step * self._accumulate
-            rank, ranks = self.trainer.global_rank, self.trainer.world_size
-        start = taken * ranks + rank
+        start, ranks = self.number(0), 1 if self.trainer is None else self.trainer.world_size
         steps = _Steps(self.source, start=start, stride=ranks, repeat=self._repeat)
         return DataLoader(steps, batch_size=None, num_workers=0)
 

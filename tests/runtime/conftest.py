@@ -36,7 +36,7 @@ FILES = {
         codes: 1024
         """,
     "listen.yaml": """
-        _target_: aqaa.storage.write_text
+        _target_: aqaa.data.listen.listen
         source: ???  # the text
         path: here.txt
         """,
@@ -45,7 +45,7 @@ FILES = {
     "trainer/zero3_nodes.yaml": "defaults: [cpu, _self_]\nnodes: 2\naccelerator: gpu\n",
     "adapter/none.yaml": "{}",
     "adapter/lora.yaml": "rank: 8  # of the update\n",
-    "optim/adamw.yaml": "_target_: torch.optim.AdamW\n_partial_: true\nlr: 1e-3\n",
+    "optim/adamw.yaml": "_target_: aqaa.stages.optimizer.OptimizerSettings\nlr: 1e-3\n",
     "data/speech.yaml": "corpus: ${run.out}\n",
     "data/tokens.yaml": "corpus: ${parents.tokens}\n",
     "preset/paper/sft_1.yaml": """

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -29,6 +29,15 @@ class Part:
     trainable: int
     saved_bytes: int
     largest: int
+
+    def times(self, count: int, more: "Part") -> "Part":
+        """``more`` and so many of this one; the largest parameter stays the largest."""
+        return Part(
+            more.parameters + count * self.parameters,
+            more.trainable + count * self.trainable,
+            more.saved_bytes + count * self.saved_bytes,
+            max(more.largest, self.largest),
+        )
 
 
 @dataclass(frozen=True)
@@ -84,19 +93,17 @@ def shape_of(
     Args:
         config: a transformers config.
         dtype: of weights and activations; kept bytes are counted in it.
-        adapter: settings of a LoRA adapter (``rank``; ``targets``, names or ``all-linear``); None trains every parameter.
+        adapter: settings of a LoRA adapter (``rank``; ``targets``, names or ``all-linear``);
+            None trains every parameter.
 
     Raises:
         UsageError: the config is no causal LM, or the adapter fits none of its layers.
     """
     layers = config.num_hidden_layers
-    one, two = (_part(_build(_with_layers(config, n), dtype, adapter)) for n in (1, 2))
-    layer = Part(*(b - a for a, b in zip(_fields(one), _fields(two), strict=True)), two.largest)
-    whole = Part(
-        *(a + (layers - 1) * b for a, b in zip(_fields(one), _fields(layer), strict=True)),
-        two.largest,
-    )
-    model = _build(config, dtype, None)
+    one, two = (_part(build_meta(_with_layers(config, n), dtype, adapter)) for n in (1, 2))
+    layer = one.times(-1, two)
+    whole = layer.times(layers - 1, one)
+    model = build_meta(config, dtype, None)
     counted = sum(p.numel() for p in model.parameters())
     if adapter is None and counted != whole.parameters:
         raise UsageError(
@@ -127,10 +134,6 @@ def _prepare() -> None:
     import aqaa.backbone.step1  # noqa: F401  registers Step-1 with transformers
 
 
-def _fields(part: Part) -> tuple[int, int, int]:
-    return part.parameters, part.trainable, part.saved_bytes
-
-
 def _with_layers(config: Any, layers: int) -> Any:
     small = copy.deepcopy(config)
     small.num_hidden_layers = layers
@@ -139,7 +142,8 @@ def _with_layers(config: Any, layers: int) -> Any:
     return small
 
 
-def _build(config: Any, dtype: torch.dtype, adapter: Mapping[str, Any] | None) -> Any:
+def build_meta(config: Any, dtype: torch.dtype, adapter: Mapping[str, Any] | None) -> Any:
+    """A causal LM without storage, ready to train, with an adapter around it if one is given."""
     from transformers import AutoModelForCausalLM
 
     try:
@@ -178,7 +182,7 @@ def _part(model: Any) -> Part:
     )
 
 
-def saved_bytes(decoder: nn.Module, tokens: int = _TRACE_TOKENS) -> int:
+def saved_bytes(decoder: Any, tokens: int = _TRACE_TOKENS) -> int:
     """Bytes autograd keeps of one row of ``tokens`` ids, the parameters themselves left out."""
     weights = {p.untyped_storage()._cdata for p in decoder.parameters()}
     kept: dict[int, Tensor] = {}
@@ -197,15 +201,15 @@ def saved_bytes(decoder: nn.Module, tokens: int = _TRACE_TOKENS) -> int:
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 
-def _mask(decoder: nn.Module, tokens: int) -> dict[str, Tensor]:
+def _mask(decoder: Any, tokens: int) -> dict[str, Tensor]:
     """A ready mask (1, 1, T, T), or transformers would look into values that are not there."""
-    if decoder.config.model_type == "step1":  # type: ignore[union-attr]
+    if decoder.config.model_type == "step1":
         return {}
     return {"attention_mask": torch.ones(1, 1, tokens, tokens, dtype=torch.bool, device="meta")}
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Lets attention keep what a fused kernel keeps, where the meta device would keep all scores."""
+    """Lets attention keep what a fused kernel keeps; the meta device would keep all scores."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:

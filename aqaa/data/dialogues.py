@@ -311,11 +311,12 @@ class DialogueBatches:
                 for task, documents in built.items()
                 for i in range(0, count, 16)
             ]
-        every = [document for documents in built.values() for document in documents]
-        sizes = [len(document.ids) - 1 for document in every]
-        which = [(task, i) for task in built for i in range(count)]
-        self._check_fit([(n, *w) for n, w in zip(sizes, which, strict=True)], rows)
-        full = [[every[i] for i in row] for row in best_fit(sizes, self._row_tokens)]
+        sizes = [(len(d.ids) - 1, task, i) for task, ds in built.items() for i, d in enumerate(ds)]
+        self._check_fit(sizes, rows)
+        sizes.sort(key=lambda size: -size[0])
+        every = [built[task][i] for _, task, i in sizes]
+        places = best_fit([length for length, *_ in sizes], self._row_tokens)
+        full = [[every[i] for i in row] for row in places]
         starts = range(0, len(full), self._rows)
         return [packed(full[i : i + self._rows], self._row_tokens, pad=pad) for i in starts]
 

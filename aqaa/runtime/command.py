@@ -43,7 +43,8 @@ def forwarded(verb: Verb, overrides: Sequence[str]) -> list[str]:
     from aqaa.runtime.catalogue import groups, keys
 
     own = {*groups(verb.name), *(name.split(".")[0] for name in keys(verb.name))}
-    kept, others = [], []
+    kept: list[str] = []
+    others: list[str] = []
     for word in overrides:
         name = word.split("=")[0].split(".")[0]
         (kept if name in own else others).append(word)

@@ -109,8 +109,6 @@ def memory(shape: Shape, place: Placement) -> Memory:
     if place.offload_optimizer:
         optimizer = casts = 0
     fixed = weights + optimizer + buffers
-    # Gradients of one pass appear while activations vanish; those of earlier passes stay.
-    held = gradients if place.accumulate > 1 or place.stage >= 2 else 0
     return Memory(
         weights=weights,
         gradients=gradients,
@@ -118,7 +116,8 @@ def memory(shape: Shape, place: Placement) -> Memory:
         activations=activations,
         logits=logits,
         buffers=buffers,
-        backward=fixed + held + activations + logits,
+        # Lightning lets go of the last step's gradients only after the next forward pass.
+        backward=fixed + gradients + activations + logits,
         step=fixed + gradients + casts,
     )
 

@@ -4,13 +4,15 @@ A tensor of a shard file is named ``KEY:PARAMETER:START``: a stretch of the flat
 element START, as many as it holds; KEY is ``fp32`` or a state of the optimizer. Any number of ranks
 and any ZeRO stage can so read what any other wrote.
 
+What one process with whole copies has saved reads the same way, and the other way round.
+
 Letters: n elements of a stretch, N of a rank's flat partition, which holds several parameters.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -105,6 +107,13 @@ def _shape(parameter: Any) -> torch.Size:
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
+class Stretches(Protocol):
+    """Where saved parameters and moments are read from."""
+
+    def read(self, key: str, name: str, start: int, count: int) -> Tensor:
+        """Elements ``start`` to ``start + count`` of a flattened parameter, (n,)."""
+
+
 class ShardFiles:
     """The shards of one saved state, read in stretches.
 
@@ -137,13 +146,50 @@ class ShardFiles:
             raise UsageError(f"the saved shards lack {key} of {name}: they are of another run")
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
-    def whole(self, key: str, name: str, shape: list[int]) -> Tensor:
-        """A parameter as it was before it was cut."""
-        return self.read(key, name, 0, torch.Size(shape).numel()).view(shape)
+
+class WholeCopies:
+    """The same, of the state that one process saved.
+
+    Args:
+        state: as Lightning has it; ``about`` gets what :func:`collect` says of shards.
+    """
+
+    def __init__(self, *, state: dict[str, Any]) -> None:
+        (optimizer,) = state["optimizer_states"]
+        names = state["optimizer_names"]
+        groups = [
+            {**{k: v for k, v in group.items() if k != "params"}, "names": names[number]}
+            for number, group in enumerate(optimizer["param_groups"])
+        ]
+        flat = [name for members in names for name in members]
+        self._found = {MASTER: {name: state["state_dict"][name] for name in flat}}
+        scalars: dict[str, Any] = {}
+        for number, moments in optimizer["state"].items():
+            for key, value in moments.items():
+                name = flat[number]
+                if isinstance(value, Tensor) and value.shape == self._found[MASTER][name].shape:
+                    self._found.setdefault(key, {})[name] = value
+                elif value is not None:
+                    scalars[key] = value
+        self.about = {
+            "shapes": {name: list(value.shape) for name, value in self._found[MASTER].items()},
+            "keys": sorted(self._found),
+            "scalars": scalars,
+            "groups": groups,
+        }
+
+    def read(self, key: str, name: str, start: int, count: int) -> Tensor:
+        """Elements ``start`` to ``start + count`` of a flattened parameter, (n,)."""
+        return self._found[key][name].flatten()[start : start + count]
+
+
+def _whole(files: Stretches, key: str, name: str, shape: list[int]) -> Tensor:
+    """A parameter as it was before it was cut."""
+    return files.read(key, name, 0, torch.Size(shape).numel()).view(shape)
 
 
 def restore(
-    engine: Any, named: Mapping[str, nn.Parameter], about: dict[str, Any], files: ShardFiles
+    engine: Any, named: Mapping[str, nn.Parameter], about: dict[str, Any], files: Stretches
 ) -> None:
     """Fill masters, moments and the parameters computed with; every rank reads only its share.
 
@@ -161,7 +207,7 @@ def restore(
         group.update({key: value for key, value in saved.items() if key != "names"})
     if not stage_3:
         for name, shape in about["shapes"].items():
-            named[name].data.copy_(files.whole(MASTER, name, shape))
+            named[name].data.copy_(_whole(files, MASTER, name, shape))
     elif small := zero.persistent_parameters:  # kept whole on every rank
         small[0].partition(small, has_been_updated=False)
         small[0].all_gather(small)
@@ -179,7 +225,7 @@ def _check_shapes(named: Mapping[str, nn.Parameter], saved: dict[str, list[int]]
 
 
 def _fill(
-    piece: Piece, values: dict[str, Any], about: dict[str, Any], files: ShardFiles
+    piece: Piece, values: dict[str, Any], about: dict[str, Any], files: Stretches
 ) -> None:
     """Copy what was saved of a piece into its master and moments, which may not be there yet."""
     for key in about["keys"]:
@@ -194,13 +240,13 @@ def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-def unsharded(about: dict[str, Any], files: ShardFiles) -> Iterator[tuple[str, Tensor]]:
+def unsharded(about: dict[str, Any], files: Stretches) -> Iterator[tuple[str, Tensor]]:
     """Every parameter whole, one after the other, in fp32."""
     for name, shape in about["shapes"].items():
-        yield name, files.whole(MASTER, name, shape)
+        yield name, _whole(files, MASTER, name, shape)
 
 
-def optimizer_state(about: dict[str, Any], files: ShardFiles) -> dict[str, Any]:
+def optimizer_state(about: dict[str, Any], files: Stretches) -> dict[str, Any]:
     """The state of the plain torch optimizer that one process with whole copies would have."""
     groups, state, number = [], {}, 0
     for group in about["groups"]:
@@ -209,7 +255,7 @@ def optimizer_state(about: dict[str, Any], files: ShardFiles) -> dict[str, Any]:
         groups.append({**settings, "params": list(range(number, number + len(names)))})
         for name in names:
             keys = [key for key in about["keys"] if key != MASTER]
-            found = {key: files.whole(key, name, about["shapes"][name]) for key in keys}
+            found = {key: _whole(files, key, name, about["shapes"][name]) for key in keys}
             state[number] = found | {k: _copied(v) for k, v in about["scalars"].items()}
             number += 1
     return {"state": {k: v for k, v in state.items() if v}, "param_groups": groups}

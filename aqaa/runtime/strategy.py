@@ -3,6 +3,7 @@
 Letters: none; parameters pass through whole, whatever their shape.
 """
 
+import math
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -164,14 +165,13 @@ class ShardedStrategy(DeepSpeedStrategy):
         """Read the state, and each rank its share, whatever number of ranks has written it."""
         files: Any = self.checkpoint_io
         state, found = files.load(checkpoint_path)
-        if found is None:
-            raise UsageError(
-                f"{checkpoint_path} was saved by a run on whole copies: go on with the trainer it "
-                f"had, trainer=cpu or trainer=gpu"
-            )
+        if found is None:  # saved by one process with whole copies
+            found = shards.WholeCopies(state=state)
+            state[SHARDED] = found.about
         module: Any = self.lightning_module
-        module.load_state_dict(state["state_dict"], strict=False)
         parameters = dict(module.named_parameters())
+        buffers = {k: v for k, v in state["state_dict"].items() if k not in parameters}
+        module.load_state_dict(buffers, strict=False)
         shards.restore(self.deepspeed_engine, parameters, state[SHARDED], found)
         return state
 
@@ -206,7 +206,9 @@ def gradient_norm(strategy: Strategy) -> float:
     if not isinstance(strategy, ShardedStrategy):
         return 0.0
     norm = strategy.deepspeed_engine.get_global_grad_norm()
-    return 0.0 if norm is None else float(norm)
+    if norm is None:
+        return 0.0
+    return float(norm) if norm >= 0 else math.nan  # DeepSpeed says -1 for what is no number
 
 
 def end_others(strategy: Strategy) -> None:

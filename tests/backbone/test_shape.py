@@ -80,8 +80,8 @@ def test_an_adapter_trains_its_own_weights_alone() -> None:
 def test_nothing_is_allocated() -> None:
     model = torch.nn.Linear(2, 2, device="meta")
     assert not model.weight.untyped_storage().data_ptr()
-    huge = step1_config({**SMALL, "hidden_size": 65536, "num_hidden_layers": 500}, table_rows=1 << 20)
-    assert shape_of(huge).whole.parameters > 1e12
+    huge = {**SMALL, "hidden_size": 65536, "num_hidden_layers": 500}
+    assert shape_of(step1_config(huge, table_rows=1 << 20)).whole.parameters > 1e12
 
 
 def test_a_folder_is_read_and_anything_else_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ LENGTHS = np.random.default_rng(5).integers(20, 400, 900).tolist()
 def slow_best_fit(lengths: list[int], room: int) -> list[list[int]]:
     """The same by looking at every row."""
     rows: list[list[int]] = []
-    for place in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    for place in range(len(lengths)):
         left = [room - sum(lengths[p] for p in row) for row in rows]
         fitting = [i for i in range(len(rows)) if left[i] >= lengths[place]]
         if fitting:
@@ -52,6 +52,14 @@ def test_a_row_is_a_function_of_seed_and_number_alone() -> None:
         other.documents(number)
     assert other.documents(100_003) == late
     assert Packing(LENGTHS, row_tokens=512, seed=4).documents(100_003) != late
+
+
+def test_long_documents_are_spread_over_the_rows() -> None:
+    packing = Packing(LENGTHS, row_tokens=2048, seed=3)
+    longest = {int(i) for i in np.argsort(LENGTHS)[-90:]}
+    with_one = sum(bool(longest & set(row)) for row in packing.rows)
+    # Sorted, the longest tenth would share a fifth of the rows.
+    assert with_one > 0.6 * len(packing.rows)
 
 
 def test_windows_do_not_lose_or_repeat_documents() -> None:

@@ -103,12 +103,12 @@ class TwoRanks:
 @pytest.fixture(scope="session")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> TwoRanks:
     """One launch of two processes, for all the tests that look at it."""
-    from tests.runtime.two_ranks import ALL, write_model
+    from tests.runtime.two_ranks import ALL, write_models
 
     folder = tmp_path_factory.mktemp("two_ranks")
     found = TwoRanks(folder / "one", folder / "two")
     for place in (found.one, found.two):
-        write_model(place / "init")
+        write_models(place)
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     words += ["-m", "tests.runtime.two_ranks", str(found.two), *ALL]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}

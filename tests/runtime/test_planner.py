@@ -1,4 +1,4 @@
-"""Plans of real presets at their full size, against arithmetic by hand; refusals; the sbatch file."""
+"""Plans of presets at their full size, against arithmetic by hand; refusals; the sbatch file."""
 
 import json
 import subprocess

@@ -21,7 +21,8 @@ tasks = int(os.environ["SLURM_NTASKS"])
 per_node = int(os.environ["SLURM_NTASKS_PER_NODE"])
 processes = []
 for rank in range(tasks):
-    place = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank % per_node, "SLURM_NODEID": rank // per_node}
+    node, local = divmod(rank, per_node)
+    place = {"SLURM_PROCID": rank, "SLURM_LOCALID": local, "SLURM_NODEID": node}
     env = {**os.environ, **{k: str(v) for k, v in place.items()}}
     processes.append(subprocess.Popen(words[1:], env=env))
 

@@ -29,6 +29,11 @@ def llama(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_llama(tmp_path_factory.mktemp("llama") / "model", Ids.load(chain / "init"))
 
 
+@pytest.fixture(params=["llama", "step1"])
+def model(request: pytest.FixtureRequest, chain: Chain, llama: Path) -> Path:
+    return llama if request.param == "llama" else chain / "init"
+
+
 def packed(chain: Chain, rows: int = 1) -> DialogueBatches:
     made = DialogueBatches(
         corpus=str(chain / "corpus"),
@@ -64,9 +69,9 @@ def starts(batch: TokenBatch) -> list[int]:
 @pytest.mark.parametrize("normalise", ["slot", "table"])
 @pytest.mark.parametrize("training", [True, False])
 def test_a_changed_document_leaves_every_other_loss_bit_equal(
-    chain: Chain, llama: Path, training: bool, normalise
+    chain: Chain, model: Path, training: bool, normalise
 ) -> None:
-    backbone = load_backbone(llama)
+    backbone = load_backbone(model)
     backbone.model.train(training)
     tables = slot_tables(backbone, SLOT_WEIGHTS, normalise)
     batch = packed(chain, rows=2).batch(0)
@@ -84,8 +89,8 @@ def test_a_changed_document_leaves_every_other_loss_bit_equal(
 
 
 @pytest.mark.parametrize("normalise", ["slot", "table"])
-def test_the_loss_is_that_of_separate_documents(chain: Chain, llama: Path, normalise) -> None:
-    backbone = load_backbone(llama)
+def test_the_loss_is_that_of_separate_documents(chain: Chain, model: Path, normalise) -> None:
+    backbone = load_backbone(model)
     tables = slot_tables(backbone, SLOT_WEIGHTS, normalise)
     batch = packed(chain).batch(1)
     found = nats(backbone, batch, tables)[0]

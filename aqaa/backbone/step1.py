@@ -10,19 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-from transformers.cache_utils import Cache, DynamicCache
-from transformers.configuration_utils import PretrainedConfig
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import PreTrainedModel
 
-from aqaa.backbone.attention import attend
+from aqaa.audio import torchaudio_shim
+from aqaa.backbone.attention import Backend, attend
+from aqaa.backbone.reach import Reach
+
+torchaudio_shim.ensure()  # transformers imports torchaudio where it is installed
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM  # noqa: E402
+from transformers.cache_utils import Cache, DynamicCache  # noqa: E402
+from transformers.configuration_utils import PretrainedConfig  # noqa: E402
+from transformers.generation.utils import GenerationMixin  # noqa: E402
+from transformers.modeling_layers import GradientCheckpointingLayer  # noqa: E402
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast  # noqa: E402
+from transformers.modeling_utils import PreTrainedModel  # noqa: E402
 
 
 class Step1Config(PretrainedConfig):
     """Sizes of a Step-1 decoder, keys as in the released config.json."""
 
     model_type = "step1"
+    attribute_map = {"max_position_embeddings": "max_seq_len"}
 
     def __init__(
         self,
@@ -81,6 +88,7 @@ class Step1Attention(nn.Module):
     def __init__(self, config: Step1Config, layer: int) -> None:
         super().__init__()
         self.layer = layer
+        self.backend: Backend | None = None
         self.head_width = config.hidden_size // config.num_attention_heads
         shared = self.head_width * config.num_attention_groups
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
@@ -88,15 +96,15 @@ class Step1Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, shared, bias=False)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, cache: Cache | None, first: int) -> Tensor:
-        """(B, T, W) at positions first.. -> (B, T, W)."""
+    def forward(self, x: Tensor, reach: Reach, cache: Cache | None) -> Tensor:
+        """(B, T, W) -> (B, T, W)."""
         q, k, v = (
             project(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
-        heard = attend(q, k, v, first=first)
+        heard = attend(q, k, v, reach=reach, backend=self.backend)
         return self.o_proj(heard.transpose(1, 2).flatten(2))
 
 
@@ -114,7 +122,7 @@ class Step1MLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class Step1Layer(nn.Module):
+class Step1Layer(GradientCheckpointingLayer):
     """Pre-norm attention and MLP, each added to the residual stream."""
 
     def __init__(self, config: Step1Config, layer: int) -> None:
@@ -124,9 +132,11 @@ class Step1Layer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cache: Cache | None, first: int) -> Tensor:
+    def forward(
+        self, x: Tensor, reach: Reach, past_key_values: Cache | None = None
+    ) -> Tensor:
         """(B, T, W) -> (B, T, W)."""
-        x = x + self.self_attn(self.input_layernorm(x), cache, first)
+        x = x + self.self_attn(self.input_layernorm(x), reach, past_key_values)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -137,6 +147,7 @@ class Step1PreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     _no_split_modules = ["Step1Layer"]
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: weights always come from a folder (:mod:`aqaa.backbone.initial`)."""
@@ -152,6 +163,11 @@ class Step1Model(Step1PreTrainedModel):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_init()
 
+    def use_attention(self, backend: Backend | None) -> None:
+        """Choose a back-end of :func:`aqaa.backbone.attention.attend`; None chooses by device."""
+        for layer in self.layers:
+            layer.self_attn.backend = backend  # type: ignore[union-attr]
+
     def get_input_embeddings(self) -> nn.Module:
         """The embedding table."""
         return self.embed_tokens
@@ -165,29 +181,37 @@ class Step1Model(Step1PreTrainedModel):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool = False,
         **_: object,
     ) -> BaseModelOutputWithPast:
         """(B, T) ids, after those in the cache, to (B, T, W).
 
-        ``attention_mask`` is not needed: what is padded on the right is never looked at. Padding
-        on the left would be, and is refused.
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, cached + T), 0 where a row is padded on the left or the right.
+                Needed for padding on the left; what is on the right is never looked at.
+            position_ids: (B, T) place inside its document, 0 where one begins. Documents of a row
+                do not see each other.
+            past_key_values: keys and values of earlier ids.
+            use_cache: return them with these ids' added.
         """
-        if attention_mask is not None and not bool(attention_mask[:, 0].all()):
-            raise ValueError("Step-1 takes right padding only: position 0 is masked")
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
-        first = past_key_values.get_seq_length() if past_key_values is not None else 0
+        cached = past_key_values.get_seq_length() if past_key_values is not None else 0
+        reach = Reach.of(
+            input_ids, cached=cached, attention_mask=attention_mask, position_ids=position_ids
+        )
         x = self.embed_tokens(input_ids)
         for layer in self.layers:
-            x = layer(x, past_key_values, first)
+            x = layer(x, reach, past_key_values=past_key_values)
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(x), past_key_values=past_key_values
         )
 
 
-class Step1ForCausalLM(Step1PreTrainedModel):
+class Step1ForCausalLM(Step1PreTrainedModel, GenerationMixin):
     """Step-1 with its output head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -210,19 +234,25 @@ class Step1ForCausalLM(Step1PreTrainedModel):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool = False,
         labels: Tensor | None = None,
+        logits_to_keep: int = 0,
         **_: object,
     ) -> CausalLMOutputWithPast:
-        """(B, T) ids to (B, T, V) logits; ``labels`` (B, T) with -100 where no loss is wanted."""
+        """(B, T) ids to (B, T, V) logits, or those of the last ``logits_to_keep`` ids.
+
+        ``labels`` (B, T) with -100 where no loss is wanted; the rest as of :class:`Step1Model`.
+        """
         out = self.model(
             input_ids,
             attention_mask=attention_mask,
+            position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
         )
-        logits = self.lm_head(out.last_hidden_state)
+        logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:])
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())

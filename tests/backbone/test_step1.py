@@ -1,20 +1,25 @@
 """Step-1: its maths against loops, its names and sizes, transformers' way of saving it."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from aqaa.backbone.step1 import RMSNorm, Step1Config, Step1ForCausalLM
+from aqaa.backbone.attention import Backend
+from aqaa.backbone.step1 import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    RMSNorm,
+    Step1Config,
+    Step1ForCausalLM,
+)
 from aqaa.storage import load_tensors
 from tests.backbone.test_attention import loop
-from tests.golden.make import step1
+from tests.golden.make import randomise, step1
 
-CONF = Path(__file__).resolve().parents[2] / "conf" / "backbone"
 IDS = torch.arange(18).reshape(2, 9) * 7 % 40
 
 
@@ -69,16 +74,128 @@ def test_step_by_step_equals_teacher_forcing() -> None:
 
 
 @torch.no_grad()
-def test_right_padding_is_safe_and_left_padding_is_refused() -> None:
+@pytest.mark.parametrize("backend", ["sdpa", "flex"])
+def test_padding_on_either_side_changes_nothing(backend: Backend) -> None:
     model = step1()
-    mask = torch.ones(2, 9)
-    mask[1, 5:] = 0
-    padded = IDS.clone()
-    padded[1, 5:] = 0
-    out = model(padded, attention_mask=mask).logits
-    torch.testing.assert_close(out[1, :5], model(IDS[1:, :5]).logits[0], rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="right padding only"):
-        model(padded, attention_mask=mask.flip(1))
+    model.model.use_attention(backend)
+    alone = [model(IDS[:1]).logits[0], model(IDS[1:, :5]).logits[0]]
+    for side in ("left", "right"):
+        rows = torch.full((2, 9), 7)
+        mask = torch.zeros(2, 9, dtype=torch.long)
+        places = slice(4, 9) if side == "left" else slice(0, 5)
+        rows[0], rows[1, places] = IDS[0], IDS[1, :5]
+        mask[0], mask[1, places] = 1, 1
+        found = model(rows, attention_mask=mask).logits
+        torch.testing.assert_close(found[0], alone[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(found[1, places], alone[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("training", "cache"), [(True, False), (False, False), (False, True)])
+@pytest.mark.parametrize("backend", ["sdpa", "flex"])
+def test_packed_documents_do_not_know_each_other(
+    backend: Backend, training: bool, cache: bool
+) -> None:
+    model = step1().train(training)
+    model.model.use_attention(backend)
+    lengths = [4, 1, 8, 2]
+    row = torch.arange(15)[None] * 11 % 40
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    # flex has no gradients on a CPU
+    with torch.set_grad_enabled(training and backend == "sdpa"):
+        packed = model.model(row, position_ids=positions, use_cache=cache).last_hidden_state
+    begin = 0
+    for length in lengths:
+        inside = slice(begin, begin + length)
+        with torch.no_grad():
+            alone = model.model(row[:, inside]).last_hidden_state
+        torch.testing.assert_close(packed[:, inside], alone, rtol=0, atol=1e-6)
+        changed = row.clone()
+        changed[:, inside] = (changed[:, inside] + 1) % 40
+        with torch.no_grad():
+            other = model.model(changed, position_ids=positions, use_cache=cache)
+        same = (other.last_hidden_state == packed).all(-1)[0]
+        assert not same[inside].any()
+        assert same[:begin].all() and same[begin + length :].all()
+        begin += length
+
+
+@torch.no_grad()
+def test_the_last_packed_document_goes_on_behind_a_cache() -> None:
+    model = step1()
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4, 5]])
+    whole = model(IDS[:1], position_ids=positions).logits
+    out = model(IDS[:1, :5], position_ids=positions[:, :5], use_cache=True)
+    cache, parts = out.past_key_values, [out.logits]
+    for new in (slice(5, 7), slice(7, 8), slice(8, 9)):
+        step = model(
+            IDS[:1, new], position_ids=positions[:, new], past_key_values=cache, use_cache=True
+        )
+        parts.append(step.logits)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=1e-5)
+
+
+def test_generate_is_greedy_step_by_step_whatever_the_padding() -> None:
+    model = step1()
+    prompts = [[5, 9, 11], [30, 2, 8, 17, 21]]
+    expected = []
+    for prompt in prompts:
+        row = list(prompt)
+        for _ in range(6):
+            with torch.no_grad():
+                row.append(int(model(torch.tensor([row])).logits[0, -1].argmax()))
+        expected.append(row[len(prompt) :])
+    assert len({tuple(row) for row in expected}) == 2
+    padded = torch.tensor([[0, 0, *prompts[0]], prompts[1]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1] * 5])
+    settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": -1}
+    found = model.generate(padded, attention_mask=mask, **settings)
+    assert found[:, 5:].tolist() == expected
+    alone = model.generate(torch.tensor(prompts[:1]), **settings)
+    assert alone[0, 3:].tolist() == expected[0]
+
+
+@torch.no_grad()
+def test_only_the_wanted_logits_are_made() -> None:
+    model = step1()
+    whole = model(IDS).logits
+    assert torch.equal(model(IDS, logits_to_keep=2).logits, whole[:, -2:])
+
+
+def test_checkpointed_layers_give_the_same_bits() -> None:
+    positions = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4, 5]]).expand(2, -1)
+    found = []
+    for checkpointed in (False, True):
+        model = step1().train()
+        if checkpointed:
+            model.gradient_checkpointing_enable()
+        kept: list[int] = []
+
+        def keep(tensor: Tensor, kept: list[int] = kept) -> Tensor:
+            kept.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model(IDS, position_ids=positions, labels=IDS).loss
+        loss.backward()
+        found.append((loss, sum(kept), {k: p.grad for k, p in model.named_parameters()}))
+    (loss, kept_numbers, gradients), (again, fewer, repeated) = found
+    assert torch.equal(loss, again)
+    assert fewer < kept_numbers / 2
+    for name, gradient in gradients.items():
+        assert gradient is not None and torch.equal(gradient, repeated[name]), name
+
+
+@torch.no_grad()
+def test_in_half_precision_it_is_near_the_whole() -> None:
+    model = step1()
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]]).expand(2, -1)
+    whole = model(IDS, position_ids=positions).logits
+    half = model.bfloat16()
+    for backend in ("sdpa", "flex"):
+        half.model.use_attention(backend)
+        found = half(IDS, position_ids=positions).logits
+        assert found.dtype == torch.bfloat16
+        assert float((found.float() - whole).abs().max() / whole.std()) < 0.1
 
 
 def test_the_loss_is_that_of_the_next_id() -> None:
@@ -112,40 +229,48 @@ def test_transformers_saves_and_loads_it_exactly(tied: bool, tmp_path: Path) -> 
     assert loaded.config.pad_token_id == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters", "tensors"),
-    [("step1_3b", 3_529_706_496, 291), ("step1_130b", 131_946_590_208, 795)],
-)
-def test_the_released_sizes(name: str, parameters: int, tensors: int) -> None:
-    settings = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    with torch.device("meta"):
-        model = Step1ForCausalLM(Step1Config(vocab_size=74752, **settings))
-    assert model.num_parameters() == parameters
-    assert len(model.state_dict()) == tensors
+def test_the_longest_row_has_two_names(tmp_path: Path) -> None:
+    config = Step1Config(max_position_embeddings=777)
+    assert (config.max_seq_len, config.max_position_embeddings) == (777, 777)
+    assert Step1Config(max_seq_len=5).max_position_embeddings == 5
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).max_seq_len == 777
 
 
-def test_the_released_names_and_shapes() -> None:
-    settings = yaml.safe_load((CONF / "step1_3b.yaml").read_text())
-    with torch.device("meta"):
-        model = Step1ForCausalLM(Step1Config(vocab_size=74752, **settings))
-    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    layer = "model.layers.31."
-    expected = {
-        "model.embed_tokens.weight": (74752, 3072),
-        layer + "input_layernorm.weight": (3072,),
-        layer + "self_attn.q_proj.weight": (3072, 3072),
-        layer + "self_attn.k_proj.weight": (256, 3072),
-        layer + "self_attn.v_proj.weight": (256, 3072),
-        layer + "self_attn.o_proj.weight": (3072, 3072),
-        layer + "post_attention_layernorm.weight": (3072,),
-        layer + "mlp.gate_proj.weight": (8192, 3072),
-        layer + "mlp.up_proj.weight": (8192, 3072),
-        layer + "mlp.down_proj.weight": (3072, 8192),
-        "model.norm.weight": (3072,),
-        "lm_head.weight": (74752, 3072),
-    }
-    kept = {k: v for k, v in shapes.items() if "layers." not in k or k.startswith(layer)}
-    assert kept == expected
+def test_a_dense_folder_with_the_name_and_keys_of_a_mixture_loads(tmp_path: Path) -> None:
+    model = step1()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    stale = {"architectures": ["Step1MoEForCausalLM"], "moe_num_experts": 0, "moe_top_k": 1}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **stale}))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+    loaded.save_pretrained(tmp_path / "again")
+    assert AutoConfig.from_pretrained(tmp_path / "again").architectures == ["Step1ForCausalLM"]
+
+
+def test_a_llama_takes_the_tensors_and_computes_something_else(tmp_path: Path) -> None:
+    """The trap: names equal Llama's. With shared heads it fails, without it is silent."""
+    from transformers import LlamaForCausalLM
+
+    config = step1().config
+    for groups, shared in ((2, True), (6, False)):
+        config.num_attention_groups = groups
+        model = randomise(Step1ForCausalLM(config), 0)
+        model.save_pretrained(tmp_path / str(groups))
+        if shared:
+            with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+                LlamaForCausalLM.from_pretrained(tmp_path / str(groups))
+            continue
+        llama, report = LlamaForCausalLM.from_pretrained(
+            tmp_path / str(groups), output_loading_info=True
+        )
+        assert not any(report[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        with torch.no_grad():
+            ours, theirs = model(IDS).logits, llama.eval()(IDS).logits
+        assert float((ours - theirs).abs().mean() / ours.std()) > 0.1
+        assert isinstance(AutoModelForCausalLM.from_pretrained(tmp_path / "6"), Step1ForCausalLM)
 
 
 def test_unfit_sizes_are_refused() -> None:

@@ -241,6 +241,18 @@ def test_a_question_may_carry_the_linguistic_book_alone() -> None:
     assert ids == [1, 4, 5, V.audio_start, *codes, V.audio_end, 3]
 
 
+@many
+@given(layouts, texts, speeches)
+def test_the_length_is_known_without_building(
+    layout: StreamLayout, text: str, speech: list[CodePair]
+) -> None:
+    question = Turn("human", "8 9", [pair(3, extra=(1, 2)), pair(1, extra=(0, 1))])
+    tails = [CodePair([*p.linguistic, 1], [*p.semantic, 2, 3]) for p in speech]
+    for turn in (spoken(text, speech), spoken(text, tails), Turn("assistant", text)):
+        dialogue = [Turn("system", "8"), Turn("human", "9"), question, turn]
+        assert layout.length(dialogue, T) == len(layout.encode(dialogue, T, V).ids)
+
+
 # ---- where the loss is
 
 

@@ -105,7 +105,8 @@ def next_token(
     coefficient = weight / weight.sum().clamp_min(1e-9)
     with torch.autocast(hidden.device.type, enabled=False):
         parts = MeanNats.apply(hidden, table, coefficient, groups, wanted, slice_numbers)
-    return TokenLoss(*parts, weight)
+    loss, nats, entropy, correct = parts
+    return TokenLoss(loss, nats, entropy, correct, weight)
 
 
 def token_log_probs(

@@ -92,7 +92,8 @@ def walk(
             d_table.index_add_(0, group.rows, d_rows)
     if d_table is not None:
         d_table = d_table.to(table.dtype)
-    return Work(*figures.to(torch.float32).unbind(), d_hidden, d_table)
+    nats, entropy, correct = figures.to(torch.float32).unbind()
+    return Work(nats, entropy, correct, d_hidden, d_table)
 
 
 def _slices(group: Group, positions: int) -> Iterator[tuple[Tensor, Tensor]]:

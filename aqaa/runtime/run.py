@@ -49,7 +49,7 @@ def train(verb: str, cfg: DictConfig) -> Path:
             stage=verb,
             run=out.name,
             parents=parents,
-            fingerprint=lineage.fingerprint(_settings(cfg), parents),
+            fingerprint=read_json(out / FINGERPRINT),  # cfg has changed: building resolves it
             steps=fitted.steps,
             seconds=fitted.seconds,
             parameters=fitted.parameters,

@@ -15,7 +15,8 @@ from torch import Tensor
 from aqaa.backbone.head import LossHead
 from aqaa.backbone.loading import Backbone, load_backbone
 from aqaa.backbone.lora import Lora
-from aqaa.data.dialogues import TASKS, TokenBatch
+from aqaa.data.collate import TokenBatch
+from aqaa.data.dialogues import TASKS
 from aqaa.errors import UsageError
 from aqaa.losses.next_token import SlotTable, TokenLoss
 from aqaa.losses.tally import TOTALS, figures, tally
@@ -131,7 +132,8 @@ class LanguageModel(pl.LightningModule):
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         """Loss of one batch; figures are made for the steps that are logged, over all ranks."""
-        due = (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        due = (self.global_step + 1) % every == 0
         loss = self._loss(batch, count=due)
         if due and (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             self._log("train")

@@ -40,6 +40,23 @@ def test_a_finished_run_is_kept_wherever_it_lies(
         assert capsys.readouterr().out == f"{out} is finished: nothing to do\n"
 
 
+def test_a_run_with_an_adapter_leaves_both_and_is_kept(
+    chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = chain.words("sft_2", tmp_path, "adapter=lora")
+    out = train(words)
+    before, after = (load_tensors(f / "model" / WEIGHTS) for f in (chain / "sft_1", out))
+    moved = {name for name in before if not before[name].equal(after[name])}
+    assert before.keys() == after.keys() and moved == {n for n in before if "_proj" in n}
+    assert (out / "adapter/adapter_model.safetensors").is_file()
+    parent = read_json(out / "lineage.json")["parents"]["model"]
+    assert parent["path"] == f"{chain / 'sft_1'}/model"
+    assert read_json(out / "lineage.json")["parameters"] < sum(t.numel() for t in after.values())
+    capsys.readouterr()
+    assert train(words) == out
+    assert "is finished: nothing to do" in capsys.readouterr().out
+
+
 def test_other_settings_are_refused_unless_the_run_may_be_lost(chain: Chain, spoil: Path) -> None:
     out = spoil / "vocoder_waveform"
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}

@@ -4,8 +4,11 @@ from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from aqaa.data.collate import Document, padded
 from aqaa.data.module import DataModule
 from aqaa.errors import UsageError
 
@@ -43,3 +46,52 @@ def test_the_first_batches_may_be_repeated() -> None:
     assert first(DataModule(Source(), repeat=3), 4, step=4) == [1, 2, 0, 1]
     with pytest.raises(UsageError, match="0 batches cannot be repeated"):
         DataModule(Source(), repeat=0)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_workers_change_no_order(workers: int) -> None:
+    found = [first(DataModule(Source(), workers=workers), 7, step=2, rank=1, ranks=2)]
+    assert found == [[5, 7, 9, 11, 13, 15, 17]]
+
+
+@pytest.mark.parametrize(("ranks", "accumulate"), [(1, 1), (2, 1), (2, 3), (3, 2), (4, 4)])
+@pytest.mark.parametrize("step", [0, 5])
+def test_ranks_together_take_what_one_alone_would(ranks: int, accumulate: int, step: int) -> None:
+    module = DataModule(Source(), accumulate=accumulate)
+    mine = [first(module, 2 * accumulate, step, rank, ranks) for rank in range(ranks)]
+    for s in range(2):
+        for a in range(accumulate):
+            for rank in range(ranks):
+                wanted = (step + s) * accumulate * ranks + a * ranks + rank
+                assert mine[rank][s * accumulate + a] == wanted
+    turns = [batch for turn in zip(*mine, strict=True) for batch in turn]
+    alone = DataModule(Source(), accumulate=accumulate * ranks)
+    assert turns == first(alone, 2 * accumulate * ranks, step)
+
+
+def check(batches: list[Any], ranks: int) -> list[list[Any]]:
+    """What each rank is given of the periodic check."""
+    source = Source()
+    source.validation = lambda: batches  # type: ignore[method-assign]
+    found = []
+    for rank in range(ranks):
+        module = DataModule(source)
+        module.trainer = SimpleNamespace(global_rank=rank, world_size=ranks)  # type: ignore[assignment]
+        found.append(list(module.val_dataloader()))
+    return found
+
+
+def test_the_check_is_shared_out_and_ranks_have_equally_many() -> None:
+    assert check([1, 2, 3, 4], 2) == [[1, 3], [2, 4]]
+    assert check([1, 2, 3], 2) == [[1, 3], [2, 3]]
+    assert check([], 2) == [[], []]
+    document = Document(0, np.arange(4, dtype=np.int32), np.ones(4, np.int8))
+    batches = [padded("asr", [document], pad=9) for _ in range(3)]
+    last = check(batches, 2)[1][-1]
+    assert torch.equal(last.input_ids, batches[-1].input_ids) and not last.slots.any()
+    assert batches[-1].slots.any()
+
+
+def test_no_negative_workers() -> None:
+    with pytest.raises(UsageError, match="loader_workers=-1 must be 0 or more"):
+        DataModule(Source(), workers=-1)

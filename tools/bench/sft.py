@@ -241,7 +241,7 @@ def bench(steps: int, warm: int, rounds: int) -> dict[str, Any]:
     memory = {mode: median(g["memory_mib"] for g in got) for mode, got in found.items()}
     ratios = {mode: round(rate["ours"] / rate[mode], 2) for mode in ("padded", "packed")}
     loss = found["ours"][0]["losses"][0]
-    theirs = found["packed"][0]["versions"]
+    versions = {f"peer_{name}": v for name, v in found["packed"][0]["versions"].items()}
     return {
         "bench": "sft",
         "ours": round(rate["ours"], 1),
@@ -255,7 +255,7 @@ def bench(steps: int, warm: int, rounds: int) -> dict[str, Any]:
         "loss_of_separate_passes": first,
         "equal": abs(loss - first) <= 1e-6 * first,
         "machine": f"{os.cpu_count()}-core {platform.machine()} CPU",
-        "versions": {"torch": version("torch"), "trl": theirs["trl"], "peer_torch": theirs["torch"]},
+        "versions": {"torch": version("torch"), **versions},
     }
 
 

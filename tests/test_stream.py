@@ -374,3 +374,26 @@ def test_a_removed_label_cannot_come_back() -> None:
     for token in [10, V.text_end, V.eot]:
         grammar.advance(token)
     assert grammar.finished
+
+
+@pytest.mark.parametrize("speech", [[], [pair(2)]])
+@pytest.mark.parametrize("text", ["", "10 11 12"])
+def test_markers_of_our_own_frame_a_base_that_has_none(text: str, speech: list[CodePair]) -> None:
+    own = Vocabulary.behind(50, {"pad": None, "bos": None, "eot": None, "bot": None})
+    assert min(own.pad, own.bos, own.eot, own.bot) > own.text_end
+    turn = spoken(text, speech)
+    stream = LAYOUT.encode([turn], T, own)
+    prompt = LAYOUT.prompt([], T, own)
+    assert prompt == [own.bos, own.bot, 5]
+    ids, slots = stream.ids[len(prompt) :], stream.slots[len(prompt) :]
+    assert ids[-1] == own.eot
+    mode: Mode = "text" if not speech else "both" if text else "speech"
+    grammar = AnswerGrammar(LAYOUT, own, mode)
+    for token, slot in zip(ids, slots, strict=True):
+        assert token in slot_ids(Slot(slot), own) or slot == Slot.FORCED
+        for never in (own.pad, own.bos, own.bot):
+            assert not grammar.allows(never)
+        grammar.advance(token)
+    assert grammar.finished
+    answer = LAYOUT.parse(ids, T, own)
+    assert (answer.text, answer.speech, answer.complete) == (text, speech, True)

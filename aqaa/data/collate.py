@@ -25,10 +25,6 @@ class TokenBatch(NamedTuple):
     sources: Tensor
     position_ids: Tensor | None = None
 
-    def silent(self) -> "TokenBatch":
-        """The same ids with nothing to learn."""
-        return self._replace(slots=torch.zeros_like(self.slots))
-
 
 class Document(NamedTuple):
     """``ids`` (n + 1,) and ``slots`` (n + 1,), of which n are read and n are to be learnt."""

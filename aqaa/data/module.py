@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from itertools import count
+from math import ceil
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from aqaa.data.collate import TokenBatch
 from aqaa.errors import UsageError
 
 
@@ -40,26 +40,6 @@ class _Steps(IterableDataset):
             yield self._source.batch(step % self._repeat if self._repeat else step)
 
 
-class _Share(IterableDataset):
-    """One rank's part of a few batches; ranks take turns, and all have equally many.
-
-    Where the last turn is not whole, the ranks left over go through a batch that counts nothing:
-    a sharded model is only whole while every rank runs it.
-    """
-
-    def __init__(self, batches: list[Any], *, rank: int, ranks: int) -> None:
-        self._batches = batches[rank::ranks]
-        if len(self._batches) < -(-len(batches) // ranks):
-            last = batches[-1]
-            self._batches.append(last.silent() if isinstance(last, TokenBatch) else last)
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._batches)
-
-
 class DataModule(pl.LightningDataModule):
     """Feeds a source to the trainer, in one order for any number of ranks and workers.
 
@@ -83,26 +63,61 @@ class DataModule(pl.LightningDataModule):
         if workers < 0:
             raise UsageError(f"loader_workers={workers} must be 0 or more")
         self.source = source
+        self.validation_batches = 0
         self._accumulate = accumulate
         self._repeat = repeat
         self._workers = workers
+        self._since = {"step": 0, "batches": 0}
+
+    def number(self, micro: int) -> int:
+        """Number of this rank's batch ``micro`` of the optimizer step that is being taken."""
+        if self.trainer is None:
+            return micro
+        return self._taken() + micro * self.trainer.world_size + self.trainer.global_rank
+
+    def _taken(self) -> int:
+        """Batches that all ranks together took in the steps before, on whatever number of ranks."""
+        assert self.trainer is not None
+        steps = self.trainer.global_step - self._since["step"]
+        return self._since["batches"] + steps * self._accumulate * self.trainer.world_size
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the data stand; another number of ranks goes on from there."""
+        assert self.trainer is not None
+        return {"step": self.trainer.global_step, "batches": self._taken()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on from where the cut run stood."""
+        self._since = dict(state_dict)
 
     def train_dataloader(self) -> DataLoader:
         """Training batches from where the optimizer stands; ranks take turns, one batch each."""
-        taken = self.trainer.global_step * self._accumulate if self.trainer is not None else 0
-        rank, ranks = self._rank()
-        start = taken * ranks + rank
+        start, ranks = self.number(0), 1 if self.trainer is None else self.trainer.world_size
         steps = _Steps(self.source, start=start, stride=ranks, repeat=self._repeat)
         return DataLoader(steps, batch_size=None, num_workers=self._workers)
 
     def val_dataloader(self) -> DataLoader:
-        """This rank's share of the fixed validation batches."""
-        rank, ranks = self._rank()
-        share = _Share(self.source.validation(), rank=rank, ranks=ranks)
-        return DataLoader(share, batch_size=None, num_workers=0)
+        """The fixed validation batches, or this rank's share where the stage sums over ranks.
 
-    def _rank(self) -> tuple[int, int]:
-        """This rank, and how many there are."""
-        if self.trainer is None:
+        A sharded network runs on all ranks or on none, so every share is equally long: the first
+        batches stand in for those that are not there, and are counted once.
+        """
+        batches = self.source.validation()
+        self.validation_batches = len(batches)
+        rank, ranks = self._place()
+        if ranks > 1:
+            turns = range(rank, ceil(len(batches) / ranks) * ranks, ranks)
+            batches = [batches[turn % len(batches)] for turn in turns]
+        return DataLoader(batches, batch_size=None, num_workers=0)
+
+    def is_extra(self, batch_idx: int) -> bool:
+        """Whether validation batch ``batch_idx`` of this rank only keeps the others company."""
+        rank, ranks = self._place()
+        return batch_idx * ranks + rank >= self.validation_batches
+
+    def _place(self) -> tuple[int, int]:
+        """This rank and how many share the validation batches."""
+        trainer = self.trainer
+        if trainer is None or not getattr(trainer.lightning_module, "sharded", False):
             return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
+        return trainer.global_rank, trainer.world_size

@@ -148,8 +148,9 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
 
     from aqaa.backbone.loading import shape_of
     from aqaa.data.module import DataModule
-    from aqaa.runtime.callbacks import ShowProgress, StopOnNonFinite
+    from aqaa.runtime.callbacks import ShowProgress
     from aqaa.runtime.checkpoint import StateFiles
+    from aqaa.runtime.guard import StopOnNonFinite, Watchdog
     from aqaa.runtime.log import MetricsFile
     from aqaa.runtime.saving import SaveState, StopRequested
     from aqaa.runtime.strategy import end_others, gather_of
@@ -172,7 +173,12 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
     more = [instantiate(cfg.log.logger)] if cfg.log.get("logger") else []
     trainer = instantiate(cfg.trainer)(
         logger=[MetricsFile(folder=out), *more],
-        callbacks=[saver, ShowProgress(name=cfg.run.name), StopOnNonFinite()],
+        callbacks=[
+            saver,
+            ShowProgress(name=cfg.run.name),
+            StopOnNonFinite(run=out),
+            Watchdog(run=out, after_s=cfg.run.hang_after_s),
+        ],
         plugins=[files],
     )
     try:

@@ -71,6 +71,11 @@ class SaveState(pl.Callback):
         """Add the random generators; forget the batch that is about to begin."""
         checkpoint["random"] = random_states()
         checkpoint["accumulate"] = trainer.accumulate_grad_batches
+        names = {id(p): name for name, p in pl_module.named_parameters()}
+        checkpoint["optimizer_names"] = [
+            [names[id(p)] for p in group["params"] if id(p) in names]
+            for group in trainer.optimizers[0].param_groups
+        ]
         progress = _batch_progress(checkpoint)
         for part in ("total", "current"):
             progress[part]["ready"] = progress[part]["completed"]  # Lightning: half done

@@ -4,6 +4,7 @@ Letters: B pairs (2B answers), T ids.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from aqaa.backbone.head import ScoreHead
 from aqaa.backbone.loading import Backbone, load_backbone
+from aqaa.backbone.lora import Lora
 from aqaa.data.preferences import PreferenceBatch, PreferenceBatches
 from aqaa.losses.masked_dpo import DpoLoss, answer_scores, masked_dpo
 from aqaa.ranks import from_first, rank, ranks, total
-from aqaa.stages.language import SLOT_WEIGHTS, Normalise, slot_tables
+from aqaa.stages.language import SLOT_WEIGHTS, Normalise, prepared, slot_tables
 from aqaa.stages.optimizer import OptimizerSettings
 from aqaa.storage import (
     Gather,
@@ -37,6 +39,8 @@ class Dpo(pl.LightningModule):
     Args:
         model: folder of the backbone to start from; its frozen scores are the reference.
         optimizer: settings.
+        adapter: train this around the frozen backbone (nothing: train every weight).
+        activation_checkpointing: keep each layer's input only and compute it again on the way back.
         beta: strength of the implied penalty (the paper names none; 0.1 is the usual value).
         scores: file that keeps the reference scores, computed once.
         normalise: log-probabilities over the ``slot`` of a position (ours) or the whole ``table``.
@@ -49,6 +53,8 @@ class Dpo(pl.LightningModule):
         *,
         model: str,
         optimizer: OptimizerSettings,
+        adapter: Lora | Mapping[str, Any] | None = None,
+        activation_checkpointing: bool = False,
         beta: float = 0.1,
         scores: str,
         normalise: Normalise = "slot",
@@ -56,6 +62,8 @@ class Dpo(pl.LightningModule):
         super().__init__()
         self._folder = Path(model)
         self._optimizer = optimizer
+        self._adapter = adapter
+        self._checkpointing = activation_checkpointing
         self._beta = beta
         self._scores_file = Path(scores)
         self._normalise: Normalise = normalise
@@ -82,10 +90,14 @@ class Dpo(pl.LightningModule):
         self._source.bind(self._backbone.ids)
         if self.deepspeed is None:
             self._reference = self._reference_scores(self._source)
+        self._backbone = prepared(self._backbone, self._adapter, self._checkpointing)
         self.decoder.train()
 
     def on_fit_start(self) -> None:
-        """Score with shards, which only the engine can make whole; the weights are still old."""
+        """Score with shards, which only the engine can make whole.
+
+        The weights are still the old ones, and a new adapter adds nothing.
+        """
         if self._reference is None:
             self.decoder.eval()
             self._reference = self._reference_scores(self._source)
@@ -99,7 +111,7 @@ class Dpo(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on the backbone."""
         steps = int(self.trainer.estimated_stepping_batches)
-        return self._optimizer.build(self.decoder.named_parameters(), steps)
+        return self._optimizer.build(self.decoder, steps)
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         """Loss of one batch of pairs."""
@@ -146,7 +158,7 @@ class Dpo(pl.LightningModule):
         for turn in range(math.ceil(len(begins) / ranks())):
             begin = begins[(turn * ranks() + rank()) % len(begins)]
             rows = list(range(begin, min(begin + _REFERENCE_BATCH, pairs)))
-            batch = source.collate(rows)
+            batch = self.transfer_batch_to_device(source.collate(rows), self.device, 0)
             scores[rows] += torch.stack(self._scores(batch).chunk(2), 1)
             times[rows] += 1
         return (total(scores) / total(times)).cpu()

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from aqaa.backbone.head import LossHead
 from aqaa.backbone.loading import Backbone, load_backbone
+from aqaa.backbone.lora import Lora
 from aqaa.data.collate import TokenBatch
 from aqaa.data.dialogues import TASKS
 from aqaa.errors import UsageError
 from aqaa.losses.next_token import SlotTable, TokenLoss
-from aqaa.losses.tally import figures, tally
+from aqaa.losses.tally import TOTALS, figures, tally
 from aqaa.ranks import total
 from aqaa.stages.optimizer import OptimizerSettings
 from aqaa.storage import Gather, in_place
@@ -54,12 +55,23 @@ def slot_tables(
     return found
 
 
+def prepared(
+    backbone: Backbone, adapter: Lora | Mapping[str, Any] | None, activation_checkpointing: bool
+) -> Backbone:
+    """A loaded backbone made ready to train; an empty mapping is no adapter."""
+    if activation_checkpointing:
+        backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+    return adapter.wrap(backbone) if isinstance(adapter, Lora) else backbone
+
+
 class LanguageModel(pl.LightningModule):
     """A backbone under next-token training (paper Eq. 1); its weights may be sharded.
 
     Args:
         model: folder of the backbone to start from.
         optimizer: settings.
+        adapter: train this around the frozen backbone (nothing: train every weight).
+        activation_checkpointing: keep each layer's input only and compute it again on the way back.
         slot_weights: weight of the loss of text, linguistic, semantic and after (ours; the paper
             weighs every id alike).
         normalise: over the ``slot`` of a position (ours) or the whole ``table`` (Eq. 1).
@@ -72,12 +84,16 @@ class LanguageModel(pl.LightningModule):
         *,
         model: str,
         optimizer: OptimizerSettings,
+        adapter: Lora | Mapping[str, Any] | None = None,
+        activation_checkpointing: bool = False,
         slot_weights: Mapping[str, float] | None = None,
         normalise: Normalise = "slot",
     ) -> None:
         super().__init__()
         self._folder = model
         self._optimizer = optimizer
+        self._adapter = adapter
+        self._checkpointing = activation_checkpointing
         self._slot_weights = dict(SLOT_WEIGHTS if slot_weights is None else slot_weights)
         if set(self._slot_weights) != set(SLOT_WEIGHTS):
             raise UsageError(
@@ -102,7 +118,8 @@ class LanguageModel(pl.LightningModule):
         """Load the backbone and tell the data its ids; nothing on a second call."""
         if self._backbone is not None:
             return
-        self._backbone = load_backbone(self._folder, deepspeed=self.deepspeed)
+        backbone = load_backbone(self._folder, deepspeed=self.deepspeed)
+        self._backbone = prepared(backbone, self._adapter, self._checkpointing)
         self.decoder = self._backbone.model.train()
         self._tables = slot_tables(self._backbone, self._slot_weights, self._normalise)
         self.head = LossHead(table=self._backbone.table, tables=self._tables)
@@ -111,7 +128,7 @@ class LanguageModel(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on the backbone."""
         steps = int(self.trainer.estimated_stepping_batches)
-        return self._optimizer.build(self.decoder.named_parameters(), steps)
+        return self._optimizer.build(self.decoder, steps)
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
         """Loss of one batch; figures are made for the steps that are logged, over all ranks."""
@@ -124,7 +141,8 @@ class LanguageModel(pl.LightningModule):
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Loss on voices never trained, by kind of id and by task."""
-        self._loss(batch, count=True)
+        extra = self.trainer.datamodule.is_extra(batch_idx)  # type: ignore[attr-defined]
+        self._loss(batch, count=not extra)
 
     def on_validation_epoch_end(self) -> None:
         """Log what the check saw: means over its positions, however they were batched."""
@@ -139,8 +157,8 @@ class LanguageModel(pl.LightningModule):
         found: TokenLoss = self.head(hidden[learnt], targets, batch.slots[learnt])
         if count:
             tasks = batch.sources[learnt] + len(TOKEN_TYPES)
-            size = len(TOKEN_TYPES) + len(TASKS)
-            seen = tally(found, self._kinds(targets), tasks, size=size)
+            names = len(TOKEN_TYPES) + len(TASKS)
+            seen = tally(found, self._kinds(targets), tasks, size=names)
             self._seen = seen if self._seen is None else self._seen + seen
         return found.loss
 
@@ -151,12 +169,13 @@ class LanguageModel(pl.LightningModule):
         return torch.bucketize(targets, starts.to(targets.device), right=True)
 
     def _log(self, split: str) -> None:
-        """Log the sums since the last time; the only place that waits for them."""
-        if self._seen is not None:
-            sums = total(self._seen).tolist()
-            self._seen = None
-            names = (*TOKEN_TYPES, *TASKS)
-            self.log_dict(figures(split, sums, names, kinds=len(TOKEN_TYPES)))
+        """Log the sums since the last time, of all ranks; the only place that waits for them."""
+        names = (*TOKEN_TYPES, *TASKS)
+        seen = self._seen
+        if seen is None:  # a rank that had nothing to count
+            seen = torch.zeros(len(names), len(TOTALS), dtype=torch.float64, device=self.device)
+        self._seen = None
+        self.log_dict(figures(split, total(seen).tolist(), names, kinds=len(TOKEN_TYPES)))
 
     def export(self, folder: Path, gather: Gather = in_place) -> None:
         """Write the backbone folder, on the rank that keeps what is gathered."""

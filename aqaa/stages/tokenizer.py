@@ -76,7 +76,7 @@ class Tokenizer(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on the tokenizer."""
         steps = int(self.trainer.estimated_stepping_batches)
-        return self._optimizer.build(self.network.named_parameters(), steps)
+        return self._optimizer.build(self.network, steps)
 
     def on_train_batch_start(self, batch: SpeechBatch, batch_idx: int) -> None:
         """Start the codebook when its time has come."""

@@ -10,13 +10,13 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from aqaa.audio.mel import log_mel
 from aqaa.data.voice import FlowBatch, WaveformBatch
 from aqaa.layers import spread
 from aqaa.losses.flow_matching import cosine_time, flow_matching, path
 from aqaa.losses.spectral import multi_resolution
+from aqaa.stages.average import RunningAverage
 from aqaa.stages.optimizer import OptimizerSettings
 from aqaa.storage import Gather, in_place
 from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer
@@ -66,13 +66,12 @@ class Flow(pl.LightningModule):
                 for i, book in enumerate(("linguistic", "semantic"))
             ]
             self.flow.conditioning.start_from(*vectors)
-        average = get_ema_multi_avg_fn(self._decay)
-        self.average = AveragedModel(self.flow, multi_avg_fn=average).requires_grad_(False)
+        self.average = RunningAverage(network=self.flow, decay=self._decay)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on the network, not on its average."""
         steps = int(self.trainer.estimated_stepping_batches)
-        return self._optimizer.build(self.flow.named_parameters(), steps)
+        return self._optimizer.build(self.flow, steps)
 
     def training_step(self, batch: FlowBatch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
@@ -82,7 +81,7 @@ class Flow(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: FlowBatch, batch_idx: int) -> None:
         """Move the running average."""
-        self.average.update_parameters(self.flow)
+        self.average.follow(self.flow, self.global_step)
 
     def validation_step(self, batch: FlowBatch, batch_idx: int) -> None:
         """Loss of the running average under fixed noise."""
@@ -115,6 +114,8 @@ class Waveform(pl.LightningModule):
     Args:
         network: partial of the head.
         optimizer: settings.
+        average_decay: of a running average of the weights, which is then what is checked and
+            exported (None: the weights themselves).
         mel_weight: of the log-mel distance.
         resolutions: pairs of STFT sizes, used in turn.
     """
@@ -124,40 +125,60 @@ class Waveform(pl.LightningModule):
         *,
         network: Callable[[], WaveformHead],
         optimizer: OptimizerSettings,
+        average_decay: float | None = None,
         mel_weight: float = 2.0,
         resolutions: list[list[int]] | None = None,
     ) -> None:
         super().__init__()
         self._network = network
         self._optimizer = optimizer
+        self._decay = average_decay
         self._mel_weight = mel_weight
         self._resolutions = [list(r) for r in resolutions or [[512, 2048], [256, 1024]]]
         self.head: Any = None
+        self.average: Any = None
 
     def configure_model(self) -> None:
-        """Build the head; nothing on a second call."""
-        if self.head is None:
-            self.head = self._network()
+        """Build the head and its average; nothing on a second call."""
+        if self.head is not None:
+            return
+        self.head = self._network()
+        if self._decay is not None:
+            self.average = RunningAverage(network=self.head, decay=self._decay)
+
+    @property
+    def best(self) -> WaveformHead:
+        """What is checked and exported: the average, if there is one."""
+        best: WaveformHead = self.head if self.average is None else self.average.module
+        return best
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on the head."""
         steps = int(self.trainer.estimated_stepping_batches)
-        return self._optimizer.build(self.head.named_parameters(), steps)
+        return self._optimizer.build(self.head, steps)
 
     def training_step(self, batch: WaveformBatch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         sizes = self._resolutions[self.global_step % len(self._resolutions)]
-        loss, terms = self._loss(batch, sizes)
+        loss, terms = self._loss(self.head, batch, sizes)
         self.log_dict({f"train/{k}": v for k, v in terms.items()}, batch_size=len(batch.mel))
         return loss
 
+    def on_train_batch_end(self, outputs: Any, batch: WaveformBatch, batch_idx: int) -> None:
+        """Move the running average."""
+        if self.average is not None:
+            self.average.follow(self.head, self.global_step)
+
     def validation_step(self, batch: WaveformBatch, batch_idx: int) -> None:
         """Loss on fixed segments, at every resolution."""
-        _, terms = self._loss(batch, [size for sizes in self._resolutions for size in sizes])
+        sizes = [size for pair in self._resolutions for size in pair]
+        _, terms = self._loss(self.best, batch, sizes)
         self.log_dict({f"validation/{k}": v for k, v in terms.items()}, batch_size=len(batch.mel))
 
-    def _loss(self, batch: WaveformBatch, sizes: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        samples = self.head(batch.mel)
+    def _loss(
+        self, head: WaveformHead, batch: WaveformBatch, sizes: list[int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        samples = head(batch.mel)
         spectral = multi_resolution(samples, batch.samples, sizes)
         mel = (log_mel(samples) - batch.mel).abs().mean()
         loss = spectral + self._mel_weight * mel
@@ -165,7 +186,7 @@ class Waveform(pl.LightningModule):
         return loss, {name: term.detach() for name, term in terms.items()}
 
     def export(self, folder: Path, gather: Gather = in_place) -> None:
-        """Write the head's folder."""
+        """Write the folder of the head or of its average."""
         with gather([]) as mine:
             if mine:
-                self.head.save(folder)
+                self.best.save(folder)

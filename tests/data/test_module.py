@@ -4,11 +4,8 @@ from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-from aqaa.data.collate import Document, padded
 from aqaa.data.module import DataModule
 from aqaa.errors import UsageError
 
@@ -67,29 +64,6 @@ def test_ranks_together_take_what_one_alone_would(ranks: int, accumulate: int, s
     turns = [batch for turn in zip(*mine, strict=True) for batch in turn]
     alone = DataModule(Source(), accumulate=accumulate * ranks)
     assert turns == first(alone, 2 * accumulate * ranks, step)
-
-
-def check(batches: list[Any], ranks: int) -> list[list[Any]]:
-    """What each rank is given of the periodic check."""
-    source = Source()
-    source.validation = lambda: batches  # type: ignore[method-assign]
-    found = []
-    for rank in range(ranks):
-        module = DataModule(source)
-        module.trainer = SimpleNamespace(global_rank=rank, world_size=ranks)  # type: ignore[assignment]
-        found.append(list(module.val_dataloader()))
-    return found
-
-
-def test_the_check_is_shared_out_and_ranks_have_equally_many() -> None:
-    assert check([1, 2, 3, 4], 2) == [[1, 3], [2, 4]]
-    assert check([1, 2, 3], 2) == [[1, 3], [2, 3]]
-    assert check([], 2) == [[], []]
-    document = Document(0, np.arange(4, dtype=np.int32), np.ones(4, np.int8))
-    batches = [padded("asr", [document], pad=9) for _ in range(3)]
-    last = check(batches, 2)[1][-1]
-    assert torch.equal(last.input_ids, batches[-1].input_ids) and not last.slots.any()
-    assert batches[-1].slots.any()
 
 
 def test_no_negative_workers() -> None:

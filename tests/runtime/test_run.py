@@ -108,21 +108,31 @@ def test_half_a_record_is_one_sentence(name: str, chain: Chain, spoil: Path) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_half_a_saved_state_is_one_sentence(
-    chain: Chain, tmp_path: Path, after_step: dict[str, Any]
+def test_a_damaged_state_is_named_and_the_one_before_taken(
+    chain: Chain, tmp_path: Path, after_step: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = chain.words("vocoder_waveform", tmp_path)
-    after_step["do"] = At(3, interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        train(words)
-    last = tmp_path / "vocoder_waveform/checkpoints/last.ckpt"
-    whole = last.read_bytes()
-    for part in (b"", whole[:100], whole[: len(whole) // 2], b"x" * 1000):
-        last.write_bytes(part)
-        with pytest.raises(UsageError, match="last.ckpt is damaged .* remove it to") as caught:
+    for step in (2, 4):
+        after_step["do"] = At(step, interrupt)
+        with pytest.raises(KeyboardInterrupt):
             train(words)
-        assert "\n" not in str(caught.value)
-    last.unlink()
+    states = tmp_path / "vocoder_waveform/checkpoints"
+    last = states / "step_00000004/state.safetensors"
+    last.write_bytes(last.read_bytes()[:-1])
+    shutil.copytree(states, tmp_path / "states")
+    assert_same_run(train(words), chain / "vocoder_waveform")
+    said = capsys.readouterr().err
+    assert f"{last} is damaged" in said and "taking the state before it" in said
+    assert (states / "damaged_step_00000004").is_dir()
+    # None left: one sentence, and what to do helps.
+    (tmp_path / "vocoder_waveform/lineage.json").unlink()
+    shutil.rmtree(states)
+    shutil.copytree(tmp_path / "states", states)
+    (states / "step_00000002/state.json").write_text("{}")
+    with pytest.raises(UsageError, match="every saved state in .*: remove .*checkpoints") as caught:
+        train(words)
+    assert "\n" not in str(caught.value)
+    shutil.rmtree(states)
     assert_same_run(train(words), chain / "vocoder_waveform")
 
 
@@ -229,7 +239,8 @@ def test_the_record_names_the_parents(chain: Chain) -> None:
 
 def test_a_loss_that_is_no_number_stops_the_run(chain: Chain, tmp_path: Path) -> None:
     words = chain.words("vocoder_flow", tmp_path, "optim.lr=1e30", "optim.warmup_steps=1")
-    with pytest.raises(UsageError, match=r"the loss is (nan|inf) at step \d+: lower optim.lr"):
+    sentence = r"is (nan|inf) at step \d+ in batch \d+, saved in .*: lower optim.lr"
+    with pytest.raises(UsageError, match=sentence):
         train([*words, "trainer.gradient_clip_val=null"])
     assert not (tmp_path / "vocoder_flow" / "lineage.json").exists()
 
@@ -239,23 +250,25 @@ def test_a_full_disk_keeps_the_state_saved_before(
 ) -> None:
     import errno
 
-    import lightning.pytorch as pl
+    from aqaa.runtime.tensor_file import HostCopy
 
     words = chain.words("vocoder_flow", tmp_path, "run.save_every_s=0")
-    real = pl.Trainer.save_checkpoint
+    real = HostCopy.write
 
-    def save(self: pl.Trainer, path: Path) -> None:
-        real(self, path)
-        if self.global_step == 4:
-            Path(path).write_bytes(Path(path).read_bytes()[:1000])  # as much as there was room for
+    def write(self: HostCopy, path: Path) -> str:
+        digest = real(self, path)
+        if "step_00000004" in str(path):
+            path.write_bytes(path.read_bytes()[:1000])  # as much as there was room for
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return digest
 
-    monkeypatch.setattr(pl.Trainer, "save_checkpoint", save)
-    with pytest.raises(UsageError, match="last.ckpt: No space left on device; make room") as caught:
+    monkeypatch.setattr(HostCopy, "write", write)
+    sentence = "step_00000004: No space left on device; make room and run the same command again"
+    with pytest.raises(UsageError, match=sentence) as caught:
         train(words)
     assert "\n" not in str(caught.value)
     folder = tmp_path / "vocoder_flow" / "checkpoints"
-    assert [p.name for p in folder.iterdir()] == ["last.ckpt"]
+    assert sorted(p.name for p in folder.iterdir()) == ["step_00000002", "step_00000003"]
     monkeypatch.undo()
     assert_same_run(train(words), chain / "vocoder_flow")
 

@@ -166,9 +166,10 @@ def ours(folder: Path, steps: int, warm: int) -> dict[str, Any]:
         return loss
 
     LanguageModel.training_step = watched  # type: ignore[method-assign]
-    words = [f"run.root={folder}/runs", "run.name=sft", f"run.steps={steps + warm + 1}"]
+    place = tempfile.mkdtemp(dir=folder)  # a finished run in it would be kept as it is
+    words = [f"run.root={place}", "run.name=sft", f"run.steps={steps + warm + 1}"]
     words += [f"parents.{name}={folder / name}" for name in ("corpus", "tokens", "model")]
-    words += ["+data.tasks.tqta={share:1}", "data.code_noise=0", "run.overwrite=true"]
+    words += ["+data.tasks.tqta={share:1}", "data.code_noise=0"]
     words += [f"data.row_tokens={sft_peer.ROW_TOKENS}", f"data.rows={sft_peer.BATCH['packed']}"]
     words += ["stage.normalise=table", "run.threads=1", "trainer.limit_val_batches=0"]
     words += ["stage.slot_weights={text:1,linguistic:1,semantic:1,after:1}"]

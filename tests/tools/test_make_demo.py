@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from aqaa.audio.file import read_audio
 from aqaa.data.manifest import read_manifest, write_manifest
 from aqaa.pipeline import Pipeline
 from aqaa.storage import load_tensors, read_json, verify_manifest
@@ -65,7 +66,7 @@ def test_a_right_answer_makes_a_demo(tool: ModuleType, run: Path, tmp_path: Path
     row = read_manifest(run / "answers_merge_0" / "answers.jsonl")[0]
     asked = run / "answers_merge_0" / row["question"]
     assert (out / "question.wav").read_bytes() == asked.read_bytes()
-    assert Pipeline.load(out).answer(out / "question.wav").ids
+    assert Pipeline.load(out).answer(read_audio(out / "question.wav")).ids
 
 
 def test_the_card_tells_where_it_comes_from(tool: ModuleType, run: Path, tmp_path: Path) -> None:

@@ -70,6 +70,23 @@ def test_other_settings_are_refused_unless_the_run_may_be_lost(chain: Chain, spo
     assert len(rows(out)) == STEPS
 
 
+def test_where_it_runs_may_change_but_not_what_a_step_takes() -> None:
+    from aqaa.runtime.compose import compose
+    from aqaa.runtime.run import _settings
+
+    def settings(trainer: str, devices: int, nodes: int, batches: int, check: int) -> Any:
+        words = [f"trainer={trainer}", f"trainer.devices={devices}", f"trainer.num_nodes={nodes}"]
+        words += [f"trainer.accumulate_grad_batches={batches}"]
+        words += [f"trainer.val_check_interval={check}", "preset=walkthrough/sft_1"]
+        return _settings(compose("sft", words))
+
+    one = settings("cpu", 1, 1, 8, 40)
+    assert settings("gloo", 2, 1, 4, 20) == one
+    assert settings("gloo", 2, 2, 2, 10) == one
+    assert settings("gloo", 2, 1, 8, 20) != one  # twice the batches a step
+    assert settings("cpu", 1, 1, 8, 20) != one
+
+
 def test_a_folder_of_something_else_is_not_taken(chain: Chain, tmp_path: Path) -> None:
     for name in ("corpus", "merge"):  # one has a manifest, one a record
         shutil.copytree(chain / name, tmp_path / name, ignore=shutil.ignore_patterns("*.wav"))

@@ -77,6 +77,12 @@ _TABLE = (
         "aqaa merge 'models=[runs/sft_1/model,runs/sft_2/model]' 'weights=[5,5]'",
     ),
     Verb(
+        "export",
+        "write the backbone of a run's saved state, sharded or not, as a Hugging Face folder",
+        "aqaa export run=runs/sft_1 out=runs/sft_1_hf",
+        positional="run",
+    ),
+    Verb(
         "vocoder",
         "train the flow from audio ids to a mel, or the head from a mel to a waveform",
         "aqaa vocoder preset=walkthrough/vocoder_flow",

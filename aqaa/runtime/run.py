@@ -19,7 +19,10 @@ from aqaa.storage import MANIFEST, read_json, verify_manifest, write_json, write
 
 FINGERPRINT = "fingerprint.json"
 # Settings that say where and how often, not what: they may differ between a run and its resume.
-_PLACE = ("root", "name", "out", "save_every_s", "keep_states", "hang_after_s", "overwrite")
+_PLACE = (
+    *("root", "name", "out", "loader_workers", "save_every_s", "keep_states", "hang_after_s"),
+    "overwrite",
+)
 # Of the trainer: how many processes and of what kind, and what each of them counts for itself.
 _RANKS = ("accelerator", "devices", "num_nodes", "strategy")
 _PER_RANK = ("accumulate_grad_batches", "val_check_interval")
@@ -180,7 +183,10 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
     source = instantiate(cfg.data, _convert_="all")
     stage = instantiate(cfg.stage, _convert_="all")
     data = DataModule(
-        source, accumulate=cfg.trainer.accumulate_grad_batches, repeat=cfg.run.repeat_batches
+        source,
+        accumulate=cfg.trainer.accumulate_grad_batches,
+        repeat=cfg.run.repeat_batches,
+        workers=cfg.run.loader_workers,
     )
     states = out / STATES
     files = StateFiles(keep=cfg.run.keep_states)

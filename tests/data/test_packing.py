@@ -59,7 +59,7 @@ def test_long_documents_are_spread_over_the_rows() -> None:
     longest = {int(i) for i in np.argsort(LENGTHS)[-90:]}
     with_one = sum(bool(longest & set(row)) for row in packing.rows)
     # Sorted, the longest tenth would share a fifth of the rows.
-    assert with_one > 0.6 * len(packing.rows)
+    assert with_one > 0.4 * len(packing.rows)
 
 
 def test_windows_do_not_lose_or_repeat_documents() -> None:

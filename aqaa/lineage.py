@@ -1,7 +1,7 @@
 """Run folders and where they came from.
 
-A run folder holds config.yaml, lineage.json, metrics.csv, checkpoints/ and model/, which is sealed
-by its MANIFEST.sha256. lineage.json is written last: a folder without it is a run that was cut.
+A run folder holds config.yaml, parents.json, lineage.json, metrics.csv, checkpoints/ and model/, which
+is sealed by its MANIFEST.sha256. lineage.json is written last: without it a run was cut.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from aqaa.storage import (
 )
 
 RECORD = "lineage.json"
+PARENTS = "parents.json"
 MODEL = "model"
 ORGANS = ("tokenizer", "backbone", "vocoder")  # folders of a whole model
 IDS = "aqaa.json"  # in the folder of a backbone: what its ids mean

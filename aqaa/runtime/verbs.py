@@ -17,6 +17,7 @@ class Verb:
     summary: str
     example: str
     positional: str | None = None
+    alias: str | None = None
     configured: bool = True
     forwards: bool = False
 
@@ -80,7 +81,8 @@ _TABLE = (
         "export",
         "write the backbone of a run's saved state, sharded or not, as a Hugging Face folder",
         "aqaa export run=runs/sft_1 out=runs/sft_1_hf",
-        positional="run",
+        positional="source",
+        alias="run",
     ),
     Verb(
         "vocoder",

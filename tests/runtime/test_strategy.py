@@ -55,6 +55,15 @@ def test_a_small_network_is_sent_to_whole_copies() -> None:
         strategy.model_sharded_context().__enter__()
 
 
+def test_half_precision_keeps_masters_and_positions_in_full(two_ranks: TwoRanks) -> None:
+    for seen in two_ranks.seen("half"):
+        assert seen["dtypes"] == ["torch.bfloat16"]
+        assert seen["masters"] == ["torch.float32"]
+        assert seen["buffers"] == ["torch.float32"]  # bf16-true would round the rotary angles
+    full, half = two_ranks.losses("llama"), two_ranks.losses("half")
+    assert half == pytest.approx(full, abs=0.02) and half != full
+
+
 def test_a_new_adapter_adds_nothing_in_shards(two_ranks: TwoRanks) -> None:
     base, adapted = two_ranks.losses("zero3"), two_ranks.losses("lora")
     assert adapted[:4] == pytest.approx(base[:4], abs=1e-6)  # before the first step

@@ -27,7 +27,7 @@ LENGTH = 12
 LORA = Lora(rank=2, alpha=4, dropout=0.0, targets="all-linear", seed=3)
 # Names of trainings; "uncured" and "inside" undo a cure, and must be seen to fail.
 ALL = (
-    *("zero1", "zero2", "zero3", "uncured", "layers", "llama"),
+    *("zero1", "zero2", "zero3", "uncured", "layers", "llama", "half"),
     *("lora", "inside", "start", "dpo", "dpo_lora"),
 )
 
@@ -127,7 +127,7 @@ def run(name: str, folder: Path, *, ranks: int, rows: int = 0) -> dict[str, Any]
         lr=lr, algorithm="sgd", warmup_steps=2, schedule="cosine", weight_decay=0.0
     )
     common: dict[str, Any] = {"model": str(folder / "init"), "optimizer": settings}
-    if name == "llama":
+    if name in ("llama", "half"):
         common["model"] = str(folder / "llama_init")
     common["activation_checkpointing"] = name == "layers"
     if name in ("lora", "inside", "dpo_lora"):
@@ -144,6 +144,7 @@ def run(name: str, folder: Path, *, ranks: int, rows: int = 0) -> dict[str, Any]
         accelerator="cpu",
         devices=ranks,
         strategy=strategy(name) if ranks > 1 else "auto",
+        precision="bf16-mixed" if name == "half" else "32-true",
         max_steps=STEPS,
         accumulate_grad_batches=accumulate,
         val_check_interval=2 * accumulate if start else None,
@@ -175,6 +176,13 @@ def spied(kind: type, seen: dict[str, Any]) -> type:
             parameters = list(self.decoder.parameters())
             seen["whole"] = sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
             seen["here"] = sum(p.numel() for p in parameters)
+            tensors = [getattr(p, "ds_tensor", p) for p in parameters]
+            seen["dtypes"] = sorted({str(tensor.dtype) for tensor in tensors})
+            seen["buffers"] = sorted({str(buffer.dtype) for buffer in self.decoder.buffers()})
+            optimizer = getattr(self.trainer.optimizers[0], "optimizer", None)
+            zero = getattr(optimizer, "_optimizer", self.trainer.optimizers[0])
+            masters = getattr(zero, "fp32_partitioned_groups_flat", [])
+            seen["masters"] = sorted({str(master.dtype) for master in masters})
             seen["shards"] = sum(p.ds_tensor.numel() for p in parameters if hasattr(p, "ds_tensor"))
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:

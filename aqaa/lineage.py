@@ -1,7 +1,7 @@
 """Run folders and where they came from.
 
-A run folder holds config.yaml, parents.json, lineage.json, metrics.csv, checkpoints/ and model/, which
-is sealed by its MANIFEST.sha256. lineage.json is written last: without it a run was cut.
+A run folder holds config.yaml, parents.json, lineage.json, metrics.csv, checkpoints/ and model/,
+which is sealed by its MANIFEST.sha256. lineage.json is written last: without it a run was cut.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from aqaa.storage import (
 RECORD = "lineage.json"
 PARENTS = "parents.json"
 MODEL = "model"
+METRICS = "metrics.csv"
 ORGANS = ("tokenizer", "backbone", "vocoder")  # folders of a whole model
 IDS = "aqaa.json"  # in the folder of a backbone: what its ids mean
 

@@ -24,6 +24,8 @@ LIGHT = [
     ["sft", "nonsense=1"],
     ["sft", "preset=nonsense"],
     ["sft", "--cfg", "job"],
+    ["sft", "preset=walkthrough/sft_1", "parents.corpus=nowhere"],
+    ["answer", "nowhere.wav"],
 ]
 
 

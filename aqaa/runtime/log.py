@@ -8,9 +8,9 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from aqaa.lineage import METRICS
 from aqaa.storage import atomic_path
 
-FILE = "metrics.csv"
 _WRITE_EVERY_S = 5.0
 
 
@@ -19,7 +19,7 @@ class MetricsFile(Logger):
 
     def __init__(self, *, folder: str | Path) -> None:
         super().__init__()
-        self._path = Path(folder) / FILE
+        self._path = Path(folder) / METRICS
         self._rows: dict[int, dict[str, float]] = {}
         self._written_at = 0.0
 

@@ -43,8 +43,8 @@ def train(verb: str, cfg: DictConfig) -> Path:
         KeyboardInterrupt: a stop was asked for, :class:`RunAgain` if by SIGUSR1 or SIGTERM; the
             same call goes on from there.
     """
-    bind_targets(cfg)
     _check_parents(cfg)
+    bind_targets(cfg)
     out = Path(cfg.run.out)
     parents: dict[str, lineage.Parent] = {}  # looked up by rank 0 alone
     if launch.decided(lambda: _begin(cfg, out, parents)):
@@ -83,7 +83,15 @@ def _begin(cfg: DictConfig, out: Path, parents: dict[str, lineage.Parent]) -> bo
 
 
 def _check_parents(cfg: DictConfig) -> None:
-    """Refuse to train from anything but the parents, which are what is checked and recorded."""
+    """Refuse to train from anything but the parents, which are what is checked and recorded.
+
+    Imports nothing heavy: a mistyped path is answered at once.
+    """
+    for name, path in cfg.parents.items():
+        if path is not None and not Path(path).exists():
+            raise UsageError(
+                f"parents.{name}={path} does not exist: run the stage that makes it first"
+            )
     for key in ("stage.model", "data.corpus", "data.tokens", "data.pairs"):
         section, name = key.split(".")
         if name in cfg[section] and cfg[section][name] != cfg.parents.get(name):
@@ -139,7 +147,11 @@ def _claim(out: Path, made_of: str, *, overwrite: bool) -> None:
     if not mark.is_file() and any((out / name).exists() for name in (MANIFEST, lineage.RECORD)):
         raise UsageError(f"{out} holds something else than a training run: choose another run.name")
     if mark.is_file() and read_json(mark) != made_of:
-        if not overwrite:
+        # What was refused before its first step left nothing to lose.
+        begun = saved_states(out / STATES) or any(
+            (out / name).exists() for name in (lineage.METRICS, lineage.MODEL)
+        )
+        if begun and not overwrite:
             raise UsageError(
                 f"{out} holds a run with other settings or parents: choose another run.name, "
                 f"or run.overwrite=true to lose it (on other ranks it goes on where "

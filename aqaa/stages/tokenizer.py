@@ -17,7 +17,7 @@ from aqaa.errors import UsageError
 from aqaa.losses.codebook import commitment, mel_distance
 from aqaa.losses.ctc import ctc, greedy_labels
 from aqaa.stages.optimizer import OptimizerSettings
-from aqaa.storage import Gather, in_place
+from aqaa.storage import Gather, atomic_folder, in_place
 from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer, TokenizerOutput
 
 
@@ -132,4 +132,5 @@ class Tokenizer(pl.LightningModule):
         """Write the tokenizer's model folder."""
         with gather([]) as mine:
             if mine:
-                self.network.save(folder)
+                with atomic_folder(folder) as temporary:
+                    self.network.save(temporary)

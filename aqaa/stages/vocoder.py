@@ -18,7 +18,7 @@ from aqaa.losses.flow_matching import cosine_time, flow_matching, path
 from aqaa.losses.spectral import multi_resolution
 from aqaa.stages.average import RunningAverage
 from aqaa.stages.optimizer import OptimizerSettings
-from aqaa.storage import Gather, in_place
+from aqaa.storage import Gather, atomic_folder, in_place
 from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer
 from aqaa.vocoder.flow import FlowVocoder, pack
 from aqaa.vocoder.waveform import WaveformHead
@@ -105,7 +105,8 @@ class Flow(pl.LightningModule):
         """Write the averaged vocoder's folder."""
         with gather([]) as mine:
             if mine:
-                self.average.module.save(folder)
+                with atomic_folder(folder) as temporary:
+                    self.average.module.save(temporary)
 
 
 class Waveform(pl.LightningModule):
@@ -189,4 +190,5 @@ class Waveform(pl.LightningModule):
         """Write the folder of the head or of its average."""
         with gather([]) as mine:
             if mine:
-                self.best.save(folder)
+                with atomic_folder(folder) as temporary:
+                    self.best.save(temporary)

@@ -11,7 +11,6 @@ import re
 import runpy
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from aqaa.answer import DEMO
 from aqaa.cli import main
 from aqaa.runtime.compose import bind_targets, check_targets, compose
 from aqaa.runtime.verbs import find_verb
+from tests.conftest import Walkthrough
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "recipes"
@@ -150,11 +150,11 @@ class Reader:
         kind = f"{verb.name} {preset}"
         large = cfg.get("trainer", {}).get("accelerator", "cpu") != "cpu"
         large |= cfg.get("backbone", {}).get("hidden_size", 0) > LARGEST_WIDTH
-        minutes = verb.name == "walkthrough" or any("runs/walkthrough" in word for word in rest)
-        if large or minutes or kind in self._trained:
+        trained = f"{kind} {cfg.get('run', {}).get('root')}"
+        if large or verb.name == "walkthrough" or trained in self._trained:
             return "composed"
         if verb.name in TRAINING:
-            self._trained.add(kind)
+            self._trained.add(trained)
         return self._run(words, TINY.get(kind, TINY.get(verb.name, ())), tasks=cfg.get("data"))
 
     def _run(self, words: list[str], tiny: tuple[str, ...], tasks: object) -> str:
@@ -177,13 +177,14 @@ class Reader:
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
-    """A reader who has followed all pages in an empty folder."""
+def reader(tmp_path_factory: pytest.TempPathFactory, smoke: Walkthrough) -> Iterator[Reader]:
+    """A reader who has followed all pages in a folder that holds a walkthrough and nothing else."""
     pytest.importorskip("espeakng_loader")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("PYTHONWARNINGS", "TRANSFORMERS_VERBOSITY", "TOKENIZERS_PARALLELISM"):
             patch.setenv(name, "")  # the command line sets these for its process
         patch.chdir(tmp_path_factory.mktemp("reader"))
+        shutil.copytree(smoke.folder, "runs/walkthrough")
         reader = Reader()
         for command in COMMANDS:
             reader.follow(command)
@@ -235,50 +236,6 @@ def test_a_script_tells_its_stage(name: str) -> None:
         reader._trained = _Everything()
         reader.follow(command)
         assert reader.done[command] in ("composed", "run"), reader.done[command]
-
-
-def _launch(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Call the launcher where `srun` says what it was asked to run."""
-    srun = folder / "srun"
-    srun.write_text('#!/bin/sh\nshift\necho "$@"\n')
-    srun.chmod(0o755)
-    place = {"SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS_PER_NODE": "8", "AQAA": "/bin/true"}
-    return subprocess.run(
-        ["bash", str(ROOT / "slurm" / "launch.sh"), *words],
-        env={"PATH": f"{folder}:/usr/bin:/bin", **place},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_the_launcher_calls_the_stage_with_the_jobs_place(tmp_path: Path) -> None:
-    done = _launch("sft", "preset=paper/sft_1", "optim.lr=1e-5", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    aqaa, *words = shlex.split(done.stdout)
-    assert aqaa == "/bin/true"
-    cfg = compose(words[0], words[1:])
-    assert (cfg.trainer.num_nodes, cfg.trainer.devices, cfg.optim.lr) == (2, 8, 1e-5)
-    assert cfg.trainer.strategy == "deepspeed_stage_3"
-    check_targets(cfg)
-    bind_targets(cfg)
-
-
-@pytest.mark.parametrize(("words", "sentence"), [((), "usage:"), (("merge",), "merge is no stage")])
-def test_the_launcher_refuses_in_a_sentence(
-    words: tuple[str, ...], sentence: str, tmp_path: Path
-) -> None:
-    done = _launch(*words, folder=tmp_path)
-    assert done.returncode == 2
-    assert sentence in done.stderr
-    assert not done.stdout
-
-
-def test_the_launcher_asks_to_be_queued_again() -> None:
-    text = (ROOT / "slurm" / "launch.sh").read_text("utf-8")
-    asked = set(re.findall(r"^#SBATCH (\S+)", text, re.MULTILINE))
-    assert {"--requeue", "--signal=SIGUSR1@120", "--open-mode=append"} <= asked
-    assert subprocess.run(["bash", "-n", str(ROOT / "slurm" / "launch.sh")]).returncode == 0
 
 
 class _Everything(set[str]):

@@ -140,7 +140,6 @@ def rank_of_a_case(name: str, folder: Path) -> None:
     from hydra.utils import instantiate
 
     import aqaa.stages.sft  # noqa: F401
-
     from aqaa.data.module import DataModule
     from aqaa.runtime.compose import bind_targets, compose
 

@@ -117,9 +117,9 @@ class Backbone:
             self.adapter.save(Path(folder).parent / ADAPTER, state)
             state = self.adapter.merged(state)
         with atomic_folder(folder) as temporary:
-            once: dict[int, Tensor] = {}  # tied tensors stay one, or the table is written twice
+            kept: dict[int, Tensor] = {}  # tied tensors stay one, or the table is written twice
             stored = {
-                name: once.setdefault(tensor.data_ptr(), narrowed(name, tensor, dtype))
+                name: kept.setdefault(id(tensor), narrowed(name, tensor, dtype))
                 for name, tensor in state.items()
             }
             self.model.save_pretrained(temporary, state_dict=stored)
@@ -139,9 +139,10 @@ def whole_state(model: nn.Module, gather: Gather) -> dict[str, Tensor] | None:
                 kept[id(parameter)] = parameter.detach().to("cpu", copy=sharded)
     if not kept:
         return None
-    # Tied tensors stay one, or the table is written twice.
-    state = dict(model.state_dict(keep_vars=True))
-    return {name: kept.get(id(tensor), tensor.detach().cpu()) for name, tensor in state.items()}
+    return {
+        name: kept[id(tensor)] if id(tensor) in kept else tensor.detach().cpu()
+        for name, tensor in model.state_dict(keep_vars=True).items()
+    }
 
 
 def is_sharded(parameter: Tensor) -> bool:
@@ -180,7 +181,8 @@ def load_backbone(
         folder: as :meth:`Backbone.save` or :func:`aqaa.backbone.initial.write_initial` leave it.
         layout: read and write another layout than the one it was trained with.
         deepspeed: settings of a ZeRO-3 engine to come: every rank of its group loads its shards.
-        dtype: of the weights; under ``deepspeed`` its own precision decides.
+        dtype: of the loaded weights, whatever the stored ones are; under ``deepspeed`` its own
+            precision decides.
 
     Raises:
         UsageError: the folder is missing, damaged or incomplete, or its parts do not fit.

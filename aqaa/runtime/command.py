@@ -14,6 +14,8 @@ def perform(verb: Verb, overrides: Sequence[str], *, show: bool = False) -> None
     """Compose the config of ``verb``, check it, and run what it names (or only show it)."""
     from aqaa.runtime.compose import bind_targets, check_targets, compose
 
+    if verb.forwards:
+        overrides = forwarded(verb, overrides)
     cfg = compose(verb.name, overrides, allow_missing=show)
     check_targets(cfg)
     if show:
@@ -32,6 +34,23 @@ def perform(verb: Verb, overrides: Sequence[str], *, show: bool = False) -> None
     result = instantiate(cfg, _convert_="all")  # plain values: no cfg below runtime
     if isinstance(result, Path):
         print(result)
+
+
+def forwarded(verb: Verb, overrides: Sequence[str]) -> list[str]:
+    """Overrides with those the verb does not know gathered into its list ``overrides``."""
+    import json
+
+    from aqaa.runtime.catalogue import groups, keys
+
+    own = {*groups(verb.name), *(name.split(".")[0] for name in keys(verb.name))}
+    kept: list[str] = []
+    others: list[str] = []
+    for word in overrides:
+        name = word.split("=")[0].split(".")[0]
+        (kept if name in own else others).append(word)
+    # A JSON string is a quoted string of Hydra's grammar too, once its quotes are escaped alike.
+    listed = ",".join(json.dumps(word, ensure_ascii=False) for word in others)
+    return [*kept, f"overrides=[{listed}]"] if others else kept
 
 
 def error_of_use(error: BaseException) -> UsageError | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from aqaa.backbone.shards import INDEX, SHARD_BYTES, read_tensors, tensor_files, write_tensors
 from aqaa.errors import UsageError
-from aqaa.lineage import RECORD
+from aqaa.lineage import MODEL, PARENTS, RECORD
 from aqaa.runtime.checkpoint import FORMAT, SHARDED, STATE
 from aqaa.runtime.containers import decode
 from aqaa.runtime.shards import ShardFiles, unsharded
@@ -28,7 +28,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 def export(
     *,
-    run: str,
+    source: str,
     out: str,
     step: int | None = None,
     model: str | None = None,
@@ -41,10 +41,10 @@ def export(
     however many ranks saved it.
 
     Args:
-        run: the run folder.
+        source: the run folder.
         out: the folder to write, with its manifest.
         step: of the state (None: the latest that is whole).
-        model: folder the run started from (None: what its config.yaml says).
+        model: folder the run started from (None: what its parents.json says).
         dtype: ``float32`` as saved, or ``bfloat16`` or ``float16``.
         shard_bytes: of a weight file.
 
@@ -56,11 +56,12 @@ def export(
     """
     if dtype not in _DTYPES:
         raise UsageError(f"dtype={dtype} is none of {', '.join(_DTYPES)}")
-    state = _state(Path(run), step)
-    start = Path(model or _started_from(Path(run)))
+    run = Path(source)
+    state = _state(run, step)
+    start = Path(model or _started_from(run))
     names = [name for members in tensor_files(start).values() for name in members]
     saved, read = _parameters(state)
-    _check(Path(run), start, names, saved)
+    _check(run, start, names, saved)
     with atomic_folder(out) as folder:
         for file in start.iterdir():
             if file.suffix == ".json" and file.name != INDEX:
@@ -68,8 +69,8 @@ def export(
         whole = ((n, narrowed(n, t, _DTYPES[dtype])) for n, t in _ordered(start, saved, read))
         write_tensors(folder, whole, shard_bytes=shard_bytes)
     print(f"step {step_of(state)} of {run}")
-    if (Path(run) / RECORD).is_file():
-        print(f"{run} is finished: the model of its last step is {Path(run) / 'model'}")
+    if (run / RECORD).is_file():
+        print(f"{run} is finished: the model of its last step is {run / MODEL}")
     return Path(out)
 
 
@@ -100,16 +101,10 @@ def _verify(state: Path) -> None:
 
 
 def _started_from(run: Path) -> str:
-    """The model folder of a run; its config is read as data and builds nothing."""
-    import yaml
-
-    try:
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        return str(config["parents"]["model"])
-    except OSError as error:
-        raise UsageError(f"cannot read {run / 'config.yaml'}: {error.strerror}") from None
-    except (yaml.YAMLError, KeyError, TypeError):
-        raise UsageError(f"{run} starts from no model: only a backbone is exported") from None
+    parents = read_json(run / PARENTS)
+    if not isinstance(parents, dict) or "model" not in parents:
+        raise UsageError(f"{run} starts from no model: only a backbone is exported")
+    return str(parents["model"]["path"])
 
 
 def _parameters(state: Path) -> tuple[set[str], Callable[[str], Tensor]]:

@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import signal
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ _PLACE = (
     *("root", "name", "out", "loader_workers", "save_every_s", "keep_states", "hang_after_s"),
     "overwrite",
 )
+# Of the trainer: how many processes and of what kind, and what each of them counts for itself.
+_RANKS = ("accelerator", "devices", "num_nodes", "strategy")
+_PER_RANK = ("accumulate_grad_batches", "val_check_interval")
 
 
 def train(verb: str, cfg: DictConfig) -> Path:
@@ -52,7 +55,7 @@ def train(verb: str, cfg: DictConfig) -> Path:
             stage=verb,
             run=out.name,
             parents=parents,
-            fingerprint=lineage.fingerprint(_settings(cfg), parents),
+            fingerprint=read_json(out / FINGERPRINT),  # cfg has changed: building resolves it
             steps=fitted.steps,
             seconds=fitted.seconds,
             parameters=fitted.parameters,
@@ -74,6 +77,7 @@ def _begin(cfg: DictConfig, out: Path, parents: dict[str, lineage.Parent]) -> bo
     _claim(out, made_of, overwrite=cfg.run.overwrite)
     (out / STATES).mkdir(exist_ok=True)
     sweep(out / STATES)
+    write_json(out / lineage.PARENTS, {name: asdict(found) for name, found in parents.items()})
     write_text(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     return False
 
@@ -111,7 +115,22 @@ def _settings(cfg: DictConfig) -> dict[str, Any]:
     settings.pop("log", None)
     settings.pop("parents", None)
     settings["run"] = {k: v for k, v in settings["run"].items() if k not in _PLACE}
+    ranks = _ranks(cfg)
+    if ranks is not None:  # where it runs may change as long as a step takes the same batches
+        trainer = {k: v for k, v in settings["trainer"].items() if k not in _RANKS}
+        for name in _PER_RANK:
+            if isinstance(cfg.trainer[name], int):
+                trainer[name] = cfg.trainer[name] * ranks
+        settings["trainer"] = trainer
     return settings
+
+
+def _ranks(cfg: DictConfig) -> int | None:
+    """Processes of a run, None where only the trainer will know."""
+    numbers = (cfg.trainer.devices, cfg.trainer.num_nodes)
+    if not all(isinstance(number, int) and number > 0 for number in numbers):
+        return None
+    return int(numbers[0] * numbers[1])
 
 
 def _claim(out: Path, made_of: str, *, overwrite: bool) -> None:
@@ -123,7 +142,9 @@ def _claim(out: Path, made_of: str, *, overwrite: bool) -> None:
         if not overwrite:
             raise UsageError(
                 f"{out} holds a run with other settings or parents: choose another run.name, "
-                f"or run.overwrite=true to lose it"
+                f"or run.overwrite=true to lose it (on other ranks it goes on where "
+                f"trainer.accumulate_grad_batches and trainer.val_check_interval, times the ranks, "
+                f"stay what they were)"
             )
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)

@@ -132,7 +132,7 @@ class SaveState(pl.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
                 logger.write()  # a resume keeps the figures of the steps before the saved state
-        trainer.save_checkpoint(step_folder(self._folder, trainer.global_step), weights_only=False)
+        trainer.save_checkpoint(step_folder(self._folder, trainer.global_step))
         self._saved_at = time.monotonic()
         self._saved_step = trainer.global_step
 

@@ -8,13 +8,18 @@ from aqaa.runtime.catalogue import nearest
 
 @dataclass(frozen=True)
 class Verb:
-    """One verb; ``positional`` is the key that a bare first argument stands for."""
+    """One verb; ``positional`` is the key that a bare first argument stands for.
+
+    A verb that ``forwards`` passes every setting it does not know on to the verb it is about.
+    """
 
     name: str
     summary: str
     example: str
     positional: str | None = None
+    alias: str | None = None
     configured: bool = True
+    forwards: bool = False
 
 
 _TABLE = (
@@ -76,7 +81,8 @@ _TABLE = (
         "export",
         "write the backbone of a run's saved state, sharded or not, as a Hugging Face folder",
         "aqaa export run=runs/sft_1 out=runs/sft_1_hf",
-        positional="run",
+        positional="source",
+        alias="run",
     ),
     Verb(
         "vocoder",
@@ -105,6 +111,13 @@ _TABLE = (
         "evaluate",
         "let a recogniser judge the spoken answers to held-out questions",
         "aqaa evaluate model=runs/walkthrough/model corpus=runs/walkthrough/corpus",
+    ),
+    Verb(
+        "plan",
+        "predict memory, speed and wall time of a training before it is queued",
+        "aqaa plan sft preset=paper/sft_1 backbone=step1_130b nodes=16 gpu=h200",
+        positional="verb",
+        forwards=True,
     ),
     Verb(
         "walkthrough",

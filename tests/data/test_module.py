@@ -38,6 +38,26 @@ def test_ranks_take_turns_and_share_every_batch_among_them() -> None:
     assert ranks == [[12, 14, 16, 18], [13, 15, 17, 19]]
 
 
+@pytest.mark.parametrize(
+    ("ranks", "wanted"), [(1, [[7, 8]]), (2, [[7], [8]]), (3, [[7], [8], [7]])]
+)
+def test_a_sharded_stage_shares_the_check_and_counts_every_batch_once(
+    ranks: int, wanted: list[list[int]]
+) -> None:
+    found, counted = [], []
+    for rank in range(ranks):
+        module = DataModule(Source())
+        stage = SimpleNamespace(sharded=True)
+        module.trainer = SimpleNamespace(  # type: ignore[assignment]
+            global_rank=rank, world_size=ranks, lightning_module=stage
+        )
+        found.append(list(module.val_dataloader()))
+        counted += [b for i, b in enumerate(found[-1]) if not module.is_extra(i)]
+        stage.sharded = False  # a small network: all of it on every rank
+        assert list(module.val_dataloader()) == [7, 8] and not module.is_extra(1)
+    assert found == wanted and sorted(counted) == [7, 8]
+
+
 def test_the_first_batches_may_be_repeated() -> None:
     assert first(DataModule(Source(), repeat=2), 5) == [0, 1, 0, 1, 0]
     assert first(DataModule(Source(), repeat=3), 4, step=4) == [1, 2, 0, 1]

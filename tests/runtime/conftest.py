@@ -36,7 +36,7 @@ FILES = {
         codes: 1024
         """,
     "listen.yaml": """
-        _target_: aqaa.storage.write_text
+        _target_: aqaa.data.listen.listen
         source: ???  # the text
         path: here.txt
         """,
@@ -45,7 +45,7 @@ FILES = {
     "trainer/zero3_nodes.yaml": "defaults: [cpu, _self_]\nnodes: 2\naccelerator: gpu\n",
     "adapter/none.yaml": "{}",
     "adapter/lora.yaml": "rank: 8  # of the update\n",
-    "optim/adamw.yaml": "_target_: torch.optim.AdamW\n_partial_: true\nlr: 1e-3\n",
+    "optim/adamw.yaml": "_target_: aqaa.stages.optimizer.OptimizerSettings\nlr: 1e-3\n",
     "data/speech.yaml": "corpus: ${run.out}\n",
     "data/tokens.yaml": "corpus: ${parents.tokens}\n",
     "preset/paper/sft_1.yaml": """
@@ -103,12 +103,12 @@ class TwoRanks:
 @pytest.fixture(scope="session")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> TwoRanks:
     """One launch of two processes, for all the tests that look at it."""
-    from tests.runtime.two_ranks import ALL, write_model
+    from tests.runtime.two_ranks import ALL, write_models
 
     folder = tmp_path_factory.mktemp("two_ranks")
     found = TwoRanks(folder / "one", folder / "two")
     for place in (found.one, found.two):
-        write_model(place / "init")
+        write_models(place)
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     words += ["-m", "tests.runtime.two_ranks", str(found.two), *ALL]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}

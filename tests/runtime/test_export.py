@@ -14,15 +14,15 @@ from aqaa.errors import UsageError
 from aqaa.runtime.checkpoint import SHARDED, StateFiles
 from aqaa.runtime.export import export
 from aqaa.runtime.states import saved_states, seal, step_folder
-from aqaa.storage import load_tensors, sha256_file, verify_manifest, write_text
-from tests.runtime.two_ranks import write_model
+from aqaa.storage import load_tensors, sha256_file, verify_manifest, write_json
+from tests.runtime.two_ranks import write_models
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("start") / "model"
-    write_model(folder)
-    return folder
+    folder = tmp_path_factory.mktemp("start")
+    write_models(folder)
+    return folder / "init"
 
 
 def trained(start: Path) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def trained(start: Path) -> dict[str, Any]:
 
 
 def save(run: Path, start: Path, step: int, state: dict[str, Any]) -> None:
-    write_text(run / "config.yaml", f"parents: {{model: {start}}}\n")
+    write_json(run / "parents.json", {"model": {"path": str(start)}})
     files = StateFiles(keep=3)
     files.save_checkpoint(state, step_folder(run / "checkpoints", step))
     files.writer.wait()
@@ -76,7 +76,7 @@ def logits(folder: Path) -> torch.Tensor:
 def test_logits_are_equal_after_the_way_out(ranks: int, start: Path, tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
     save_sharded(run, start, 7, ranks) if ranks else save_plain(run, start, 7)
-    assert export(run=str(run), out=str(out), shard_bytes=100_000) == out
+    assert export(source=str(run), out=str(out), shard_bytes=100_000) == out
     verify_manifest(out)
     assert len(list(out.glob("model-*-of-*.safetensors"))) > 1
     wanted = trained(start)
@@ -94,8 +94,8 @@ def test_a_real_run_is_exported_as_it_ended(tmp_path: Path, start: Path) -> None
     run = tmp_path / "run"
     shutil.copytree(start, tmp_path / "init")
     train(run, tmp_path / "init", "", ranks=1, cut=STEPS - 1)
-    write_text(run / "config.yaml", f"parents: {{model: {tmp_path / 'init'}}}\n")
-    export(run=str(run), out=str(tmp_path / "before"))
+    write_json(run / "parents.json", {"model": {"path": str(tmp_path / "init")}})
+    export(source=str(run), out=str(tmp_path / "before"))
     train(run, tmp_path / "init", "", ranks=1)
     last = load_tensors(run / "model/model.safetensors")
     before = load_tensors(tmp_path / "before/model.safetensors")
@@ -107,7 +107,7 @@ def test_another_precision_and_another_step(start: Path, tmp_path: Path) -> None
     run = tmp_path / "run"
     save_plain(run, start, 3)
     save(run, start, 4, {"state_dict": {f"decoder.{k}": v * 0 for k, v in trained(start).items()}})
-    export(run=str(run), out=str(tmp_path / "out"), step=3, dtype="bfloat16")
+    export(source=str(run), out=str(tmp_path / "out"), step=3, dtype="bfloat16")
     for name, tensor in read_tensors(tmp_path / "out"):
         assert tensor.equal(trained(start)[name].bfloat16())
 
@@ -122,11 +122,11 @@ def test_a_damaged_state_is_named_and_the_one_before_taken(
     data = bytearray(last.read_bytes())
     data[-1] ^= 1
     last.write_bytes(data)
-    export(run=str(run), out=str(tmp_path / "out"))
+    export(source=str(run), out=str(tmp_path / "out"))
     streams = capsys.readouterr()
     assert f"{last} is damaged" in streams.err and "step 3 of" in streams.out
     with pytest.raises(UsageError, match="shard_00001.safetensors is damaged"):
-        export(run=str(run), out=str(tmp_path / "out"), step=4)
+        export(source=str(run), out=str(tmp_path / "out"), step=4)
 
 
 def test_what_cannot_be_exported_is_one_sentence(start: Path, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_what_cannot_be_exported_is_one_sentence(start: Path, tmp_path: Path) ->
 
     def refused(sentence: str, **more: Any) -> None:
         with pytest.raises(UsageError, match=sentence) as caught:
-            export(run=str(run), out=out, **more)
+            export(source=str(run), out=out, **more)
         assert "\n" not in str(caught.value) and not Path(out).exists()
 
     refused("run holds no saved state")
@@ -146,8 +146,8 @@ def test_what_cannot_be_exported_is_one_sentence(start: Path, tmp_path: Path) ->
     refused("has lora_A.weight, which .* has not: an adapter")
     save(run, start, 3, {"state_dict": {"decoder.model.norm.weight": torch.zeros(2)}})
     refused(r"model.norm.weight is \[2\], but .* has \[16\]")
-    write_text(run / "config.yaml", "parents: {corpus: here}\n")
+    write_json(run / "parents.json", {"corpus": {"path": "here"}})
     refused("run starts from no model")
-    (run / "config.yaml").unlink()
-    refused("cannot read .*config.yaml")
+    (run / "parents.json").unlink()
+    refused("parents.json does not exist")
     assert saved_states(run / "checkpoints")

@@ -2,14 +2,22 @@
 
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aqaa.errors import UsageError
-from aqaa.storage import load_tensors, read_json, write_json, write_manifest
-from tests.conftest import STEPS, Chain
+from aqaa.storage import (
+    load_tensors,
+    read_json,
+    verify_manifest,
+    write_json,
+    write_manifest,
+)
+from tests.conftest import ROOT, STEPS, Chain
 from tests.runs import WEIGHTS, At, assert_same_run, interrupt, rows, train
 
 # ---- finished runs
@@ -40,6 +48,44 @@ def test_a_finished_run_is_kept_wherever_it_lies(
         assert capsys.readouterr().out == f"{out} is finished: nothing to do\n"
 
 
+def test_a_run_with_an_adapter_leaves_both_and_is_kept(
+    chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = chain.words("sft_2", tmp_path, "adapter=lora")
+    out = train(words)
+    before, after = (load_tensors(f / "model" / WEIGHTS) for f in (chain / "sft_1", out))
+    moved = {name for name in before if not before[name].equal(after[name])}
+    assert before.keys() == after.keys() and moved == {n for n in before if "_proj" in n}
+    assert (out / "adapter/adapter_model.safetensors").is_file()
+    parent = read_json(out / "lineage.json")["parents"]["model"]
+    assert parent["path"] == f"{chain / 'sft_1'}/model"
+    assert read_json(out / "lineage.json")["parameters"] < sum(t.numel() for t in after.values())
+    capsys.readouterr()
+    assert train(words) == out
+    assert "is finished: nothing to do" in capsys.readouterr().out
+
+
+def test_two_processes_started_by_one_command_leave_what_one_does(
+    chain: Chain, tmp_path: Path
+) -> None:
+    words = (*chain.words("sft_2", tmp_path / "two", "trainer=gloo"), "optim.algorithm=sgd")
+    alone = ("trainer.accumulate_grad_batches=2", "trainer.val_check_interval=4")
+    one = train([*chain.words("sft_2", tmp_path / "one", *alone), words[-1]])
+    done = subprocess.run(
+        [sys.executable, "-m", "aqaa", *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    two = tmp_path / "two/sft_2"
+    assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in one.iterdir())
+    verify_manifest(two / "model")
+    mine, other = load_tensors(one / "model" / WEIGHTS), load_tensors(two / "model" / WEIGHTS)
+    assert max(float((mine[name] - other[name]).abs().max()) for name in mine) < 1e-5
+    for a, b in zip(rows(one), rows(two), strict=True):  # figures too are of both processes
+        assert a.keys() == b.keys() and "train/loss" in a and "validation/loss" in a
+        for name in a:
+            assert float(a[name] or 0) == pytest.approx(float(b[name] or 0), abs=1e-4), name
+
+
 def test_other_settings_are_refused_unless_the_run_may_be_lost(chain: Chain, spoil: Path) -> None:
     out = spoil / "vocoder_waveform"
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
@@ -51,6 +97,23 @@ def test_other_settings_are_refused_unless_the_run_may_be_lost(chain: Chain, spo
     train([*words, "run.overwrite=true"])
     assert rows(out) != rows(chain / "vocoder_waveform")
     assert len(rows(out)) == STEPS
+
+
+def test_where_it_runs_may_change_but_not_what_a_step_takes() -> None:
+    from aqaa.runtime.compose import compose
+    from aqaa.runtime.run import _settings
+
+    def settings(trainer: str, devices: int, nodes: int, batches: int, check: int) -> Any:
+        words = [f"trainer={trainer}", f"trainer.devices={devices}", f"trainer.num_nodes={nodes}"]
+        words += [f"trainer.accumulate_grad_batches={batches}"]
+        words += [f"trainer.val_check_interval={check}", "preset=walkthrough/sft_1"]
+        return _settings(compose("sft", words))
+
+    one = settings("cpu", 1, 1, 8, 40)
+    assert settings("gloo", 2, 1, 4, 20) == one
+    assert settings("gloo", 2, 2, 2, 10) == one
+    assert settings("gloo", 2, 1, 8, 20) != one  # twice the batches a step
+    assert settings("cpu", 1, 1, 8, 20) != one
 
 
 def test_a_folder_of_something_else_is_not_taken(chain: Chain, tmp_path: Path) -> None:

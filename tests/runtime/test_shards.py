@@ -20,7 +20,7 @@ from aqaa.runtime.states import saved_states
 from aqaa.storage import load_tensors, verify_manifest
 from tests.conftest import ROOT
 from tests.runtime.sharded import CUT, STEPS, train
-from tests.runtime.two_ranks import write_model
+from tests.runtime.two_ranks import write_models
 
 BATCHES = 4 * STEPS
 
@@ -29,7 +29,7 @@ BATCHES = 4 * STEPS
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All trainings: one process first, whose cut state two take up, then two, then one again."""
     folder = tmp_path_factory.mktemp("sharded")
-    write_model(folder / "init")
+    write_models(folder)
     found: dict[str, Any] = {"whole": train(folder / "one", folder / "init", "", ranks=1)}
     found["from_one"] = train(folder / "from_one", folder / "init", "", ranks=1, cut=CUT)
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -3,20 +3,40 @@
 Adam and clipping rescale a gradient that was divided once too often; SGD shows it.
 """
 
+from pathlib import Path
+
 import pytest
 
 from tests.runtime.conftest import TwoRanks
-from tests.runtime.two_ranks import STEPS, changed
+from tests.runtime.two_ranks import STEPS, changed, run, write_models
 
 
-@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "layers", "llama"])
 def test_two_ranks_train_as_one_process(name: str, two_ranks: TwoRanks) -> None:
-    alone = two_ranks.alone("zero3")["losses"]
+    single = "llama" if name == "llama" else "zero3"
+    alone = two_ranks.alone(single)["losses"]
     together = two_ranks.losses(name)
     assert len(alone) == len(together) == 4 * STEPS  # batches, each seen by one rank
     assert alone[0] - min(alone[-4:]) > 0.5  # it does learn
     assert together == pytest.approx(alone, abs=1e-5)
-    assert changed(two_ranks.one / "zero3/model", two_ranks.two / name / "model") < 1e-5
+    assert changed(two_ranks.one / single / "model", two_ranks.two / name / "model") < 1e-5
+
+
+def test_eight_batches_of_one_are_one_batch_of_eight(two_ranks: TwoRanks, tmp_path: Path) -> None:
+    # All rows supervise equally many positions: the mean of means is then the mean of all.
+    write_models(tmp_path)
+    found = {rows: run(f"rows{rows}", tmp_path, ranks=1, rows=rows)["losses"] for rows in (1, 8)}
+    means = [sum(found[1][i : i + 8]) / 8 for i in range(0, 8 * STEPS, 8)]
+    assert means == pytest.approx(found[8], abs=1e-5)
+    # And both are the four batches of two rows that the other tests know.
+    known = two_ranks.alone("zero3")["losses"]
+    assert means == pytest.approx([sum(known[i : i + 4]) / 4 for i in range(0, 16, 4)], abs=1e-5)
+    assert changed(tmp_path / "rows1/model", tmp_path / "rows8/model") < 1e-5
+
+
+def test_layers_computed_again_are_the_same_to_the_bit(two_ranks: TwoRanks) -> None:
+    assert two_ranks.alone("layers")["losses"] == two_ranks.alone("zero3")["losses"]
+    assert changed(two_ranks.one / "layers/model", two_ranks.one / "zero3/model") == 0
 
 
 def test_without_the_cure_the_gradient_is_divided_twice(two_ranks: TwoRanks) -> None:

@@ -1,0 +1,309 @@
+"""`aqaa plan VERB …`: what a training needs and how long it takes, before a job is queued.
+
+It composes the very config the verb would run, measures the backbone on the meta device and does
+arithmetic: memory of a rank, traffic, speed, checkpoints, what limits it. What cannot fit is
+refused with the nearest setting that can.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aqaa.errors import UsageError
+from aqaa.runtime.planner_memory import Memory, Placement, memory, state_bytes
+from aqaa.runtime.planner_time import Hardware, Timing, timing
+
+PLANNED = ("pretrain", "sft", "dpo")
+_MOST_NODES = 4096
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that was found out about one training."""
+
+    verb: str
+    overrides: tuple[str, ...]
+    shape: Any
+    place: Placement
+    gpu: Hardware
+    nodes: int
+    gpus_per_node: int
+    memory: Memory
+    timing: Timing
+    steps: int
+
+    @property
+    def tokens(self) -> int:
+        """Ids the whole training sees."""
+        return self.steps * self.timing.step_tokens
+
+    @property
+    def hours(self) -> float:
+        """Wall time of all steps."""
+        return self.steps * self.timing.step_s / 3600
+
+    def record(self) -> dict[str, Any]:
+        """The plan as plain values."""
+        shape, place, time = self.shape, self.place, self.timing
+        return {
+            "verb": self.verb,
+            "gpu": self.gpu.name,
+            "nodes": self.nodes,
+            "gpus_per_node": self.gpus_per_node,
+            "zero_stage": place.stage,
+            "checkpointing": place.checkpointing,
+            "rows": place.rows,
+            "row_tokens": place.row_tokens,
+            "accumulate": place.accumulate,
+            "parameters": shape.whole.parameters,
+            "trainable": shape.whole.trainable,
+            "state_bytes": state_bytes(shape, place),
+            "rank_bytes": self.memory.kinds(),
+            "peak_bytes": self.memory.peak,
+            "peak_at": self.memory.moment,
+            "usable_bytes": self.gpu.usable_bytes,
+            "gathered_bytes": time.gathered_bytes,
+            "reduced_bytes": time.reduced_bytes,
+            "seconds": {
+                "compute": time.compute_s,
+                "memory": time.memory_s,
+                "network": time.network_s,
+                "step": time.step_s,
+            },
+            "limit": time.limit,
+            "step_tokens": time.step_tokens,
+            "tokens_per_s": time.tokens_per_s,
+            "mfu": time.mfu,
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "hours": self.hours,
+            "checkpoint_bytes": time.checkpoint_bytes,
+            "checkpoint_s": time.checkpoint_s,
+        }
+
+
+def plan(
+    *,
+    verb: str,
+    overrides: Sequence[str],
+    gpu: Mapping[str, Any],
+    backbone: Mapping[str, Any] | None = None,
+    nodes: int | None = None,
+    gpus_per_node: int | None = None,
+    model: str | None = None,
+    table_rows: int = 74752,
+    rows: int | None = None,
+    row_tokens: int = 4096,
+    tokens: float | None = None,
+    out: str | None = None,
+    as_json: bool = False,
+) -> None:
+    """Print the plan of a training (`aqaa plan`).
+
+    Args:
+        verb: the stage of the backbone.
+        overrides: of that verb.
+        gpu: fields of :class:`Hardware`.
+        backbone: sizes of a Step-1.
+        nodes: machines; None as the verb's trainer says.
+        gpus_per_node: ranks on each; None as the verb's trainer says.
+        model: folder of another causal LM's config.json.
+        table_rows: of a backbone named by its sizes.
+        rows: sequences in a forward pass of a rank; None the largest batch of the verb's data.
+        row_tokens: ids in a sequence.
+        tokens: ids to train on; None those of run.steps steps.
+        out: write an sbatch file here.
+        as_json: print one JSON object instead of tables.
+
+    Raises:
+        UsageError: the settings do not fit one another or the hardware.
+    """
+    from aqaa.runtime.planner_show import show, write_sbatch
+
+    found = make_plan(
+        verb, overrides, gpu=Hardware(**gpu), backbone=backbone, nodes=nodes, model=model,
+        gpus_per_node=gpus_per_node, table_rows=table_rows, rows=rows, row_tokens=row_tokens,
+        tokens=tokens,
+    )  # fmt: skip
+    refuse_what_does_not_fit(found)
+    if as_json:
+        print(json.dumps(found.record()))
+    else:
+        show(found)
+    if out is not None:
+        write_sbatch(found, Path(out))
+
+
+def make_plan(
+    verb: str,
+    overrides: Sequence[str] = (),
+    *,
+    gpu: Hardware,
+    backbone: Mapping[str, Any] | None = None,
+    nodes: int | None = None,
+    gpus_per_node: int | None = None,
+    model: str | None = None,
+    table_rows: int = 74752,
+    rows: int | None = None,
+    row_tokens: int = 4096,
+    tokens: float | None = None,
+) -> Plan:
+    """The plan, whether it fits or not; arguments as of :func:`plan`."""
+    from aqaa.backbone import shape as sizes
+    from aqaa.runtime.compose import bind_targets, compose
+
+    if verb not in PLANNED:
+        raise UsageError(f"{verb} cannot be planned: there are {', '.join(PLANNED)}")
+    cfg = compose(verb, _placed(overrides, nodes, gpus_per_node))
+    bind_targets(cfg)
+    for name, value in {"rows": rows, "row_tokens": row_tokens, "table_rows": table_rows}.items():
+        if value is not None and value < 1:
+            raise UsageError(f"{name}={value}: there must be one at least")
+    place = placement(cfg, rows=rows, row_tokens=row_tokens)
+    if backbone:
+        config = sizes.step1_config(backbone, table_rows=table_rows)
+    else:
+        config = sizes.read_config(_folder(model or str(cfg.stage.model)))
+    adapter = _adapter(cfg)
+    shape = sizes.shape_of(config, dtype=_dtype(place), adapter=adapter)
+    # float, as `tokens=1.2e12` is read
+    per_node = int(cfg.trainer.devices)
+    time = timing(shape, place, gpu, gpus_per_node=per_node)
+    steps = int(cfg.run.steps) if tokens is None else math.ceil(tokens / time.step_tokens)
+    return Plan(
+        verb=verb,
+        overrides=tuple(overrides),
+        shape=shape,
+        place=place,
+        gpu=gpu,
+        nodes=int(cfg.trainer.num_nodes),
+        gpus_per_node=per_node,
+        memory=memory(shape, place),
+        timing=time,
+        steps=steps,
+    )
+
+
+def placement(cfg: Any, *, rows: int | None, row_tokens: int) -> Placement:
+    """How the composed config of a verb would spread the training out."""
+    trainer = cfg.trainer
+    ranks = int(trainer.num_nodes) * int(trainer.devices)
+    strategy = trainer.strategy
+    zero = _zero(strategy)
+    half = str(trainer.precision).startswith(("bf16", "16")) and (
+        zero["stage"] > 0 or str(trainer.precision).endswith("true")
+    )
+    return Placement(
+        ranks=ranks,
+        weight_bytes=2 if half else 4,
+        autocast=not half and "mixed" in str(trainer.precision),
+        rows=_rows(cfg) if rows is None else rows,
+        row_tokens=row_tokens,
+        accumulate=int(trainer.accumulate_grad_batches),
+        checkpointing=bool(cfg.stage.activation_checkpointing),
+        **zero,
+    )
+
+
+def refuse_what_does_not_fit(plan: Plan) -> None:
+    """Raise, with the nearest setting that fits, if a rank needs more than it has."""
+    room = plan.gpu.usable_bytes
+    if plan.memory.peak <= room:
+        return
+    most = max(plan.memory.kinds().items(), key=lambda kind: kind[1])
+    need = f"{plan.memory.peak / 1e9:.1f} GB a rank in the {plan.memory.moment}"
+    had = f"{room / 1e9:.0f} GB that a {plan.gpu.name} leaves to it"
+    raise UsageError(
+        f"{plan.verb} on {plan.nodes} x {plan.gpus_per_node} ranks needs {need}, more than the "
+        f"{had} (most for {most[0]}, {most[1] / 1e9:.1f} GB): {nearest_fit(plan)}"
+    )
+
+
+def nearest_fit(plan: Plan) -> str:
+    """A sentence with the least change that makes a plan fit."""
+    for words, place in _changes(plan):
+        if memory(plan.shape, place).peak <= plan.gpu.usable_bytes:
+            return f"the nearest that fits is {words}"
+    return f"no number of nodes up to {_MOST_NODES} helps: choose a smaller backbone"
+
+
+def _changes(plan: Plan) -> Iterator[tuple[str, Placement]]:
+    """Other placements, the smallest changes first."""
+    place = plan.place
+    kinder = [("", place)]
+    if not place.checkpointing:
+        kinder.append(("stage.activation_checkpointing=true", place.with_(checkpointing=True)))
+    for rows in range(place.rows - 1, 0, -1):
+        kinder.append((f"rows={rows}", place.with_(rows=rows)))
+    if place.rows > 1 and not place.checkpointing:
+        kinder.append(
+            ("stage.activation_checkpointing=true rows=1", place.with_(checkpointing=True, rows=1))
+        )
+    yield from kinder[1:]
+    last = kinder[-1] if len(kinder) > 1 else kinder[0]
+    for words, other in (kinder[0], last):
+        for nodes in range(plan.nodes + 1, _MOST_NODES + 1):
+            more = f"nodes={nodes} {words}".strip()
+            yield more, other.with_(ranks=nodes * plan.gpus_per_node)
+            if place.stage == 0:
+                break
+
+
+def _placed(overrides: Sequence[str], nodes: int | None, gpus: int | None) -> list[str]:
+    """The overrides as the launcher would give them."""
+    wanted = {"trainer.num_nodes": nodes, "trainer.devices": gpus}
+    for name, value in wanted.items():
+        if value is not None and value < 1:
+            raise UsageError(f"{name}={value}: there must be one at least")
+    return [*overrides, *(f"{name}={n}" for name, n in wanted.items() if n is not None)]
+
+
+def _folder(name: str) -> str:
+    if not (Path(name) / "config.json").is_file():
+        raise UsageError(
+            f"{name} does not exist yet, so its size is not known: name it with backbone=step1_130b"
+        )
+    return name
+
+
+def _dtype(place: Placement) -> Any:
+    import torch
+
+    return torch.bfloat16 if place.weight_bytes == 2 else torch.float32
+
+
+def _adapter(cfg: Any) -> dict[str, Any] | None:
+    node = cfg.get("adapter")
+    if not node or "rank" not in node:
+        return None
+    targets = node.targets if isinstance(node.targets, str) else list(node.targets)
+    return {"rank": int(node.rank), "targets": targets}
+
+
+def _rows(cfg: Any) -> int:
+    data = cfg.data
+    if "tasks" in data and data.tasks:
+        return max(int(task.batch) for task in data.tasks.values())
+    batch = int(data.get("batch", 1))
+    return 2 * batch if cfg.stage._target_.endswith(".Dpo") else batch  # a pair is two answers
+
+
+def _zero(strategy: Any) -> dict[str, Any]:
+    """Stage, buckets and offload of a trainer's strategy, named or spelled out."""
+    if isinstance(strategy, str):
+        if not strategy.startswith("deepspeed"):
+            return {"stage": 0}
+        digits = [int(c) for c in strategy if c.isdigit()]
+        host = strategy.endswith("offload")
+        return {"stage": digits[0] if digits else 2, "offload_optimizer": host}
+    offload = strategy.get("offload", "none")
+    return {
+        "stage": int(strategy.stage),
+        "offload_optimizer": offload != "none",
+        "offload_weights": offload == "all",
+        "bucket_values": int(strategy.reduce_bucket_elements),
+        "live_values": int(strategy.live_elements),
+    }

@@ -1,0 +1,170 @@
+"""Plans of presets at their full size, against arithmetic by hand; refusals; the sbatch file."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aqaa import cli
+from aqaa.errors import UsageError
+from aqaa.runtime.catalogue import conf_dir, fitting
+from aqaa.runtime.planner import PLANNED, Plan, make_plan, nearest_fit, refuse_what_does_not_fit
+from aqaa.runtime.planner_memory import state_bytes
+from aqaa.runtime.planner_time import Hardware
+
+N = 131_946_590_208
+LAYERS, WIDTH, INNER, ROWS = 88, 12288, 31232, 74752
+SLIM = "stage.activation_checkpointing=true"
+
+
+def yaml(path: str) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    found: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{path}.yaml"))
+    return found
+
+
+def big(
+    *words: str, verb: str = "sft", gpu: str = "h100-80", nodes: int = 8, rows: int | None = 1
+) -> Plan:
+    """A plan of the 130B backbone."""
+    return make_plan(
+        verb, [f"preset=paper/{'dpo' if verb == 'dpo' else 'sft_1'}", *words],
+        gpu=Hardware(**yaml(f"gpu/{gpu}")), backbone=yaml("backbone/step1_130b"),
+        nodes=nodes, gpus_per_node=8, rows=rows,
+    )  # fmt: skip
+
+
+PRESETS = [(verb, name) for verb in PLANNED for name in fitting(verb) if name.startswith("paper/")]
+
+
+@pytest.mark.parametrize(("verb", "preset"), PRESETS)
+def test_every_preset_of_the_paper_is_planned_at_its_full_size(
+    verb: str, preset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [verb, f"preset={preset}", "backbone=step1_130b", "gpu=h200", SLIM, "rows=2"]
+    assert cli.main(["plan", *words, "as_json=true"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] == found["trainable"] == N
+    assert (found["nodes"], found["gpus_per_node"], found["zero_stage"]) == (16, 8, 3)
+    assert found["peak_bytes"] < found["usable_bytes"] and found["limit"] in ("network", "compute")
+    assert 0.1 < found["mfu"] < 0.6 and found["hours"] > 0
+
+
+def test_the_states_of_130b() -> None:
+    found = big(SLIM)
+    assert state_bytes(found.shape, found.place) == 16 * N  # 2.11 TB: 2 + 2 + 4 + 8 bytes each
+    assert 16 * 130e9 == pytest.approx(2.08e12)
+    kinds = found.memory.kinds()
+    assert kinds["weights"] == kinds["gradients"] == -(-2 * N // 64)
+    assert kinds["optimizer"] == -(-12 * N // 64)
+    # What enters each of 88 layers, one layer's own, and the gradients in it.
+    entering = LAYERS * 4096 * WIDTH * 2
+    assert kinds["activations"] == pytest.approx(entering + 1.5 * 4096 * 594_316, rel=0.05)
+    assert kinds["activations"] > entering
+    # 2^25 logits in float32 and bf16, and the head's gradient in both.
+    assert kinds["logits"] == pytest.approx(6 * 2**25 + 6 * ROWS * WIDTH, rel=0.03)
+
+
+def test_the_speed_of_130b() -> None:
+    found = big(SLIM)
+    time = found.timing
+    share = 63 / 64
+    assert time.gathered_bytes == pytest.approx(share * 2 * 2 * N)
+    assert time.reduced_bytes == pytest.approx(share * 2 * N)
+    # Three times the weights in bf16 over 50 GB/s of which 80 % are reached.
+    assert time.network_s == pytest.approx(share * 6 * N / 40e9)
+    no_table = N - ROWS * WIDTH
+    attention = 6 * 4096 * WIDTH * LAYERS
+    assert time.model_flops == pytest.approx(6 * no_table + attention)
+    work = 8 * no_table + attention * 4 / 3
+    assert time.compute_s == pytest.approx(4096 * work / (0.55 * 989e12))
+    assert time.limit == "network" and time.step_s == time.network_s
+    assert time.mfu == pytest.approx(4096 * time.model_flops / (time.step_s * 989e12))
+    assert time.tokens_per_s == pytest.approx(64 * 4096 / time.step_s)
+    assert time.checkpoint_bytes == 12 * N
+    assert big(SLIM, rows=4, gpu="h200").timing.limit == "compute"
+
+
+def test_what_the_ranks_share_by_stage() -> None:
+    kinds = {}
+    for stage in (1, 2, 3):
+        kinds[stage] = big(SLIM, f"trainer.strategy.stage={stage}").memory.kinds()
+    assert kinds[1]["weights"] == kinds[2]["weights"] == 2 * N
+    assert kinds[1]["gradients"] == 2 * N and kinds[2]["gradients"] == -(-2 * N // 64)
+    assert kinds[1]["optimizer"] == kinds[3]["optimizer"]
+    offloaded = big(SLIM, "trainer.strategy.offload=all").memory.kinds()
+    assert offloaded["optimizer"] == offloaded["weights"] == 0
+
+
+def test_an_adapter_has_hardly_any_optimizer() -> None:
+    found = big(SLIM, "adapter=lora")
+    assert found.shape.whole.trainable < 0.01 * N
+    assert found.memory.optimizer == -(-12 * found.shape.whole.trainable // 64)
+    model = found.timing.model_flops - 6 * 4096 * WIDTH * LAYERS
+    assert model == pytest.approx(4 * N, rel=0.01)
+
+
+def test_what_cannot_fit_is_refused_with_the_nearest_that_can() -> None:
+    full = big(nodes=8)
+    with pytest.raises(UsageError, match=rf"needs .* GB a rank .*most for activations.*: .*{SLIM}"):
+        refuse_what_does_not_fit(full)
+    assert nearest_fit(big(SLIM, nodes=8, rows=4)) == "the nearest that fits is rows=2"
+    few = big(SLIM, nodes=2)
+    words = nearest_fit(few)
+    assert words.startswith("the nearest that fits is nodes=")
+    nodes = int(words.rpartition("=")[2])
+    refuse_what_does_not_fit(big(SLIM, nodes=nodes))
+    with pytest.raises(UsageError):
+        refuse_what_does_not_fit(big(SLIM, nodes=nodes - 1))
+    whole = big(SLIM, "trainer.strategy.stage=1")
+    assert "no number of nodes" in nearest_fit(whole)  # whole weights stay 264 GB on any number
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["merge"], "merge cannot be planned: there are pretrain, sft, dpo"),
+        (["sft", "preset=paper/sft_1"], "does not exist yet, so its size is not known"),
+        (["sft", "preset=paper/sft_1", "backbone=step1_3b", "nodes=0"], "trainer.num_nodes=0"),
+        (["sft", "preset=paper/sft_1", "backbone=step1_3b", "rows=0"], "rows=0"),
+        (["sft", "optmi.lr=1"], "sft has no key optmi.lr: the nearest is optim.lr"),
+        (["sft", "gpu=h1000"], "gpu has no option h1000"),
+        ([], "plan needs verb="),
+    ],
+)
+def test_errors_of_use(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    absent = [f"run.root={tmp_path}"] if words[:1] == ["sft"] and "optmi.lr=1" not in words else []
+    assert cli.main(["plan", *words, *absent]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_the_table_and_the_sbatch_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = tmp_path / "job.sh"
+    words = ["sft", "preset=paper/sft_1", SLIM, "run.name='it is'", "rows=1", "gpu=h200"]
+    assert cli.main(["plan", *words, "backbone=step1_130b", "nodes=4", f"out={job}"]) == 0
+    said = capsys.readouterr().out
+    for part in ("131,946,590,208", "2.11 TB", "ZeRO-3", "peak, in the", "limit", "MFU"):
+        assert part in said
+    subprocess.run(["bash", "-n", str(job)], check=True)
+    text = job.read_text()
+    for part in ("nodes=4", "ntasks-per-node=8", "gpus-per-node=8", "signal=B:USR1@300"):
+        assert f"#SBATCH --{part}\n" in text
+    ask = f"printf '%s\\n' sft preset=paper/sft_1 {SLIM}"
+    assert "exec bash slurm/launch.sh sft preset=paper/sft_1" in text
+    run = text.splitlines()[-1].replace("exec bash slurm/launch.sh", "printf '%s\\n'")
+    given = subprocess.run(["bash", "-c", run], capture_output=True, text=True, check=True).stdout
+    assert given.splitlines() == ["sft", "preset=paper/sft_1", SLIM, "run.name='it is'"], ask
+
+
+def test_a_refused_plan_writes_no_file(tmp_path: Path) -> None:
+    job = tmp_path / "job.sh"
+    words = ["sft", "preset=paper/sft_1", "backbone=step1_130b", "nodes=1", f"out={job}"]
+    assert cli.main(["plan", *words]) == 2
+    assert not job.exists()

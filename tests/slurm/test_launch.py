@@ -1,0 +1,151 @@
+"""The launcher against stand-ins: requeue on a signal, a killed rank comes back, chains, checks."""
+
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.conftest import ROOT, Cluster, executable
+
+SCRIPTS = sorted((ROOT / "slurm").glob("*.sh"))
+STEPS = 8
+# Real ranks that meet over gloo and sum; the state is the count of finished steps.
+WORKER = '''
+"""A training of eight steps that keeps the laws of a stage: resume, exit codes, signals."""
+import os, pathlib, signal, sys, time, datetime
+
+if sys.argv[-2:] == ["--cfg", "job"]:
+    sys.exit(2 if "wrong=1" in sys.argv else 0)
+
+import torch
+from torch import distributed
+
+here = pathlib.Path(os.environ["CLUSTER_LOG"]).parent
+state, rank = here / "state", int(os.environ["SLURM_PROCID"])
+asked = []
+for number in (signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(number, lambda n, f: asked.append(n))
+address = f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+distributed.init_process_group(
+    "gloo", address, rank=rank, world_size=int(os.environ["SLURM_NTASKS"]),
+    timeout=datetime.timedelta(seconds=60),
+)
+step = int(state.read_text()) if state.exists() else 0
+while step < 8:
+    x = torch.tensor([float(bool(asked)), rank + 1.0])
+    distributed.all_reduce(x)
+    assert x[1] == 3.0
+    if x[0]:
+        sys.exit(75)
+    step += 1
+    if "die=1" in sys.argv and rank == 1 and step == 4 and not (here / "died").exists():
+        (here / "died").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if rank == 0:
+        state.write_text(str(step))
+        with open(here / "steps", "a") as file:
+            print(step, file=file)
+    time.sleep(float(os.environ.get("STEP_S", "0")))
+(here / f"words-{rank}").write_text(" ".join(sys.argv[1:]))
+'''
+BROKEN = "import sys\nsys.exit(0 if '--cfg' in sys.argv else 1)"
+
+
+@pytest.fixture
+def launch(cluster: Cluster) -> Cluster:
+    """The cluster with the launcher and its worker in place."""
+    shutil.copytree(ROOT / "slurm", cluster.folder / "slurm")
+    cluster.env["AQAA"] = str(executable(cluster.folder / "bin" / "aqaa", WORKER))
+    return cluster
+
+
+def steps(cluster: Cluster) -> list[int]:
+    path = cluster.folder / "steps"
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_the_scripts_are_valid(script: Path) -> None:
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    if (shellcheck := shutil.which("shellcheck")) is None:
+        pytest.skip("shellcheck is not installed")
+    subprocess.run([shellcheck, str(script)], check=True)
+
+
+def test_a_killed_rank_comes_back_and_the_job_ends_right(launch: Cluster) -> None:
+    job = launch.start("slurm/launch.sh", "sft", "preset=paper/sft_1", "die=1")
+    said, _ = job.communicate(timeout=240)
+    assert job.returncode == 0, said
+    assert "the step ended with code 137 (try 1 of 4)" in said
+    assert steps(launch) == list(range(1, STEPS + 1))  # 4 was not done when it died
+    words = (launch.folder / "words-1").read_text()
+    assert words == (
+        "sft trainer=zero3_nodes trainer.num_nodes=2 trainer.devices=1 preset=paper/sft_1 die=1"
+    )
+    assert not [line for line in launch.log if "requeue" in line]
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=lambda n: n.name)
+def test_a_signal_saves_and_queues_again(launch: Cluster, number: signal.Signals) -> None:
+    job = launch.start("slurm/launch.sh", "sft", "trainer=gloo", STEP_S="0.3")
+    deadline = time.monotonic() + 200
+    while len(steps(launch)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    job.send_signal(number)
+    said, _ = job.communicate(timeout=120)
+    assert job.returncode == 0, said
+    assert launch.log[-1] == f"scontrol requeue {launch.env['SLURM_JOB_ID']}"
+    assert 2 <= len(steps(launch)) < STEPS
+    again = launch.start("slurm/launch.sh", "sft", "trainer=gloo", SLURM_RESTART_COUNT="1")
+    said, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, said
+    assert steps(launch) == list(range(1, STEPS + 1))
+    assert "trainer=zero3_nodes" not in (launch.folder / "words-0").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((), "usage: sbatch slurm/launch.sh STAGE"),
+        (("answer",), "answer is no training stage"),
+        (("sft", "wrong=1"), ""),
+    ],
+)
+def test_wrong_use_ends_at_once(launch: Cluster, words: tuple[str, ...], sentence: str) -> None:
+    job = launch.start("slurm/launch.sh", *words)
+    said, _ = job.communicate(timeout=60)
+    assert job.returncode == 2 and sentence in said
+    assert "try 1" not in said and not [line for line in launch.log if "requeue" in line]
+
+
+def test_it_gives_up_after_so_many_tries(launch: Cluster) -> None:
+    launch.env["AQAA"] = str(executable(launch.folder / "bin" / "broken", BROKEN))
+    job = launch.start("slurm/launch.sh", "dpo", AQAA_RESTARTS="1")
+    said, _ = job.communicate(timeout=60)
+    assert job.returncode == 1
+    assert re.findall(r"try (\d) of (\d)", said) == [("1", "2"), ("2", "2")]
+
+
+def test_a_chain_waits_for_the_job_before(launch: Cluster) -> None:
+    jobs = ["sft preset=paper/sft_1 'data.note=a b'", "dpo preset=paper/dpo"]
+    done = launch.start("slurm/chain.sh", "--nodes=4", *jobs)
+    said, _ = done.communicate(timeout=60)
+    assert (done.returncode, said) == (0, "100\n101\n")
+    first, second = launch.log
+    head = "sbatch '--parsable' '--nodes=4'"
+    assert first == f"{head} 'slurm/launch.sh' 'sft' 'preset=paper/sft_1' 'data.note=a b'"
+    wait = "'--dependency=afterok:100' '--kill-on-invalid-dep=yes'"
+    assert second == f"{head} {wait} 'slurm/launch.sh' 'dpo' 'preset=paper/dpo'"
+
+
+def test_the_check_runs_on_a_cluster_of_cpus(launch: Cluster) -> None:
+    checked = launch.start("slurm/check.sh", PYTHON="python", CUDA_VISIBLE_DEVICES="")
+    said, _ = checked.communicate(timeout=240)
+    assert checked.returncode == 0, said
+    for part in ("2 ranks on 1 hosts", "all-reduce of 4 MB", "MB/s to disk", "everything is right"):
+        assert part in said
+    assert not list((launch.folder / "runs").iterdir())

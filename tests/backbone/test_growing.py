@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -17,7 +18,7 @@ from aqaa.backbone.shards import INDEX, read_tensors
 from aqaa.backbone.sizes import parameters
 from aqaa.backbone.step1 import AutoModelForCausalLM
 from aqaa.backbone.table import grown
-from aqaa.data.dialogues import TokenBatch
+from aqaa.data.collate import Document, packed, padded
 from aqaa.errors import UsageError
 from aqaa.signals import CodePair, Turn
 from aqaa.stages.optimizer import OptimizerSettings
@@ -170,16 +171,18 @@ def test_it_trains_a_step(pair: Any, attach: Callable[[Any, Any], Any]) -> None:
     answer = Turn("assistant", "hello", [CodePair([1, 2, 3, 4], [7, 8, 9, 10, 11, 12])], loss=True)
     stream = ids.layout.encode((question, answer), ids.text, ids.vocabulary)
     assert stream.ids[-1] == ids.vocabulary.eot
-    row, slots = torch.tensor([stream.ids]), torch.tensor([stream.slots])
-    batch = TokenBatch("aqtaa", row[:, :-1], row[:, 1:], slots[:, 1:])
+    document = Document(0, np.array(stream.ids), np.array(stream.slots))
+    batch = packed([[document, document]], 200, pad=ids.vocabulary.pad)
+    alone = float(stage._loss(padded("aqtaa", [document], pad=0), count=False))
     optimizer = torch.optim.SGD(stage.parameters(), lr=0.5)
     losses = []
     for _ in range(2):
-        loss = stage._loss(batch).loss
+        loss = stage._loss(batch, count=False)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
+    assert losses[0] == pytest.approx(alone, rel=1e-5)
     assert losses[1] < losses[0]
 
 

@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check
+.PHONY: help setup demo test check bench
 
 help:  ## print this
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 14
@@ -34,3 +34,8 @@ check: setup  ## what CI runs: style, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q
+
+bench: setup  ## one of tools/bench beside its peer: make bench NAME=checkpoint ARGS=mib=96
+	@test -f "tools/bench/$(NAME).py" \
+	  || { echo "make: no tools/bench/$(NAME).py; say make bench NAME=$$(ls tools/bench | sed -n 's/\.py$$//p' | paste -sd'|')" >&2; exit 2; }
+	$(BIN)/python tools/bench/$(NAME).py $(ARGS)

@@ -100,6 +100,8 @@ def _overrides(verb: Verb, rest: list[str]) -> tuple[bool, list[str]]:
             near = nearest(word, list(_FLAGS))
             hint = f"the nearest is {near}" if near else f"there are {' and '.join(_FLAGS)}"
             raise UsageError(f"there is no flag {word}: {hint}; settings are written key=value")
+        elif verb.alias and word.startswith(f"{verb.alias}="):
+            overrides.append(f"{verb.positional}={_quoted(word.partition('=')[2])}")
         elif "=" in word or word.startswith("~"):
             overrides.append(word)
         elif verb.positional is None:

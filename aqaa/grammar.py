@@ -44,6 +44,8 @@ def slot_ids(slot: Slot, vocabulary: Vocabulary) -> list[int]:
     """The ids a slot is normalised over; none for NONE and FORCED."""
     v = vocabulary
     text = [*range(v.text_tokens), v.text_end]
+    if v.eot >= v.text_tokens:  # a marker of our own
+        text.append(v.eot)
     return {
         Slot.TEXT: text,
         Slot.AFTER: [*text, v.audio_start],
@@ -120,7 +122,7 @@ class AnswerGrammar:
         elif slot is Slot.SEMANTIC:
             inside = v.semantic_start <= token < v.marker_start
         else:
-            inside = 0 <= token < v.text_tokens or token == v.text_end
+            inside = 0 <= token < v.text_tokens or token in (v.text_end, v.eot)
             inside = inside or (slot is Slot.AFTER and token == v.audio_start)
         return inside and token not in self.refused()
 

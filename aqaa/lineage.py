@@ -1,6 +1,6 @@
 """Run folders and where they came from.
 
-A run folder holds config.yaml, lineage.json, metrics.csv, checkpoints/, model/ and MANIFEST.sha256.
+A run folder holds config.yaml, parents.json, lineage.json, metrics.csv, checkpoints/ and model/.
 lineage.json is written last: a folder without it is a run that was cut.
 """
 
@@ -24,6 +24,7 @@ from aqaa.storage import (
 )
 
 RECORD = "lineage.json"
+PARENTS = "parents.json"
 MODEL = "model"
 
 

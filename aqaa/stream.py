@@ -96,6 +96,25 @@ class StreamLayout:
             slots += self._slots(body, turn, vocabulary) if turn.loss else silent
         return Stream(ids, slots)
 
+    def length(self, dialogue: Dialogue, text: TextIds) -> int:
+        """How many ids :meth:`encode` makes, without making them."""
+        return 1 + sum(self._turn_length(turn, text) for turn in dialogue)
+
+    def _turn_length(self, turn: Turn, text: TextIds) -> int:
+        frame = 2 + len(text.encode(f"{turn.role}\n"))  # <|BOT|> and <|EOT|>
+        words = len(text.encode(turn.text))
+        if not turn.speech:
+            return frame + words
+        groups = sum(pair.groups for pair in turn.speech)
+        if turn.role != "assistant":
+            linguistic = sum(len(pair.linguistic) for pair in turn.speech)
+            bare = self.question_books == "linguistic"
+            return frame + 2 + (linguistic if bare else groups * GROUP_TOKENS) + words
+        labels = 1 if self.labels == "removed" else len(turn.speech)
+        pieces = len(turn.speech) if self.labels == "pre_interleaved" else 1
+        ends = pieces if turn.text else 0  # a <text_end> for each piece of text
+        return frame + 2 * labels + groups * GROUP_TOKENS + words + ends
+
     def prompt(self, dialogue: Dialogue, text: TextIds, vocabulary: Vocabulary) -> list[int]:
         """Ids up to the point where the assistant begins to answer."""
         before = self.encode(dialogue, text, vocabulary).ids

@@ -25,8 +25,11 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        tokenizer.encode_special_tokens = True  # a special that is spelt out is so many letters
+        added = tokenizer.get_added_tokens_decoder()
         found = (tokenizer.token_to_id(name) for name in SPECIALS)
         self._specials = {i for i in found if i is not None}
+        self._specials |= {i for i, token in added.items() if token.special}
 
     @classmethod
     def train_words(cls, texts: Iterable[str]) -> "TextTokenizer":
@@ -69,8 +72,16 @@ class TextTokenizer:
 
     @property
     def size(self) -> int:
-        """Number of text ids."""
-        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+        """Text ids lie below this number."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def special(self, *names: str | int | None) -> int | None:
+        """Id of the first special among ``names`` (its spelling or its id), None without one."""
+        for name in names:
+            found = self._tokenizer.token_to_id(name) if isinstance(name, str) else name
+            if found in self._specials:
+                return found
+        return None
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text`` (n,), without any special id added.

@@ -1,14 +1,17 @@
 """One id space: text, 1024 linguistic, 4096 semantic, markers; only this file adds an offset.
 
 The base model's text ids keep their place (for Step-1 ``text_tokens`` is 65,536 and the table has
-74,752 rows). Specials below follow Step-1: pad 0, bos 1, EOT 3, BOT 4.
+74,752 rows). Specials below follow Step-1: pad 0, bos 1, EOT 3, BOT 4; where a base has none that
+fits, a marker of our own behind the others takes the place.
 """
 
 from dataclasses import dataclass
 
 from aqaa.signals import LINGUISTIC_CODES, SEMANTIC_CODES
 
+SPECIALS = ("pad", "bos", "eot", "bot")
 MARKERS = ("<audio_start>", "<audio_end>", "<text_end>")
+_OWN_MARKERS_END = len(MARKERS) + len(SPECIALS)
 TOKEN_TYPES = ("text", "linguistic", "semantic", "marker")
 
 
@@ -31,11 +34,35 @@ class Vocabulary:
     bot: int = 4
 
     def __post_init__(self) -> None:
-        specials = (self.pad, self.bos, self.eot, self.bot)
-        if min(specials) < 0 or max(specials) >= self.text_tokens:
+        own = range(self.marker_start + len(MARKERS), self.marker_start + _OWN_MARKERS_END)
+        if not all(0 <= i < self.text_tokens or i in own for i in self._specials):
             raise ValueError(f"special ids {self} lie outside the {self.text_tokens} text ids")
         if self.table_rows and self.table_rows < self.used_rows:
             raise ValueError(f"table_rows {self.table_rows} < the {self.used_rows} ids in use")
+
+    @classmethod
+    def behind(
+        cls, table_rows: int, specials: dict[str, int | None], *, row_multiple: int = 64
+    ) -> "Vocabulary":
+        """Ids behind all rows of a base model's table.
+
+        Args:
+            table_rows: of the base; all of them stay text ids.
+            specials: id of ``pad``, ``bos``, ``eot`` and ``bot`` among them, or None for a marker
+                of our own.
+            row_multiple: the grown table's rows are rounded up to a multiple of this.
+        """
+        free = cls(table_rows, pad=0, bos=0, eot=0, bot=0).used_rows
+        found = {}
+        for name in SPECIALS:
+            known = specials[name]
+            found[name] = free if known is None else known
+            free += known is None
+        return cls(table_rows, row_multiple, **found)
+
+    @property
+    def _specials(self) -> tuple[int, ...]:
+        return tuple(getattr(self, name) for name in SPECIALS)
 
     @property
     def linguistic_start(self) -> int:
@@ -70,7 +97,7 @@ class Vocabulary:
     @property
     def used_rows(self) -> int:
         """Ids that mean something."""
-        return self.marker_start + len(MARKERS)
+        return max(self.marker_start + len(MARKERS), *(i + 1 for i in self._specials))
 
     @property
     def rows(self) -> int:

@@ -161,14 +161,14 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Walkthrough:
 @pytest.fixture
 def after_step(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """``{"do": At(…)}`` is asked after every step, as if the world outside acted then."""
-    from aqaa.runtime.callbacks import StopOnNonFinite
+    from aqaa.runtime.callbacks import ShowProgress
 
-    real = StopOnNonFinite.on_train_batch_end
+    real = ShowProgress.on_train_batch_end
     world: dict[str, Any] = {"do": lambda step: None}
 
     def hook(self: Any, trainer: Any, *args: Any) -> None:
         real(self, trainer, *args)
         world["do"](trainer.global_step)
 
-    monkeypatch.setattr(StopOnNonFinite, "on_train_batch_end", hook)
+    monkeypatch.setattr(ShowProgress, "on_train_batch_end", hook)
     yield world

@@ -1,8 +1,11 @@
-"""Training runs of the tiny chain: start one, cut it, read it, compare two."""
+"""Training runs of the tiny chain: start one, cut it, read it, compare two; tools/ as modules."""
 
 import csv
+import importlib.util
 import signal
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from aqaa.runtime.compose import compose
@@ -50,3 +53,14 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert read_json(a / "lineage.json")["fingerprint"] == (
         read_json(b / "lineage.json")["fingerprint"]
     )
+
+
+def tool(name: str) -> ModuleType:
+    """A script of tools/ as a module."""
+    path = Path(__file__).resolve().parent.parent / "tools" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module

@@ -241,6 +241,18 @@ def test_a_question_may_carry_the_linguistic_book_alone() -> None:
     assert ids == [1, 4, 5, V.audio_start, *codes, V.audio_end, 3]
 
 
+@many
+@given(layouts, texts, speeches)
+def test_the_length_is_known_without_building(
+    layout: StreamLayout, text: str, speech: list[CodePair]
+) -> None:
+    question = Turn("human", "8 9", [pair(3, extra=(1, 2)), pair(1, extra=(0, 1))])
+    tails = [CodePair([*p.linguistic, 1], [*p.semantic, 2, 3]) for p in speech]
+    for turn in (spoken(text, speech), spoken(text, tails), Turn("assistant", text)):
+        dialogue = [Turn("system", "8"), Turn("human", "9"), question, turn]
+        assert layout.length(dialogue, T) == len(layout.encode(dialogue, T, V).ids)
+
+
 # ---- where the loss is
 
 
@@ -362,3 +374,26 @@ def test_a_removed_label_cannot_come_back() -> None:
     for token in [10, V.text_end, V.eot]:
         grammar.advance(token)
     assert grammar.finished
+
+
+@pytest.mark.parametrize("speech", [[], [pair(2)]])
+@pytest.mark.parametrize("text", ["", "10 11 12"])
+def test_markers_of_our_own_frame_a_base_that_has_none(text: str, speech: list[CodePair]) -> None:
+    own = Vocabulary.behind(50, {"pad": None, "bos": None, "eot": None, "bot": None})
+    assert min(own.pad, own.bos, own.eot, own.bot) > own.text_end
+    turn = spoken(text, speech)
+    stream = LAYOUT.encode([turn], T, own)
+    prompt = LAYOUT.prompt([], T, own)
+    assert prompt == [own.bos, own.bot, 5]
+    ids, slots = stream.ids[len(prompt) :], stream.slots[len(prompt) :]
+    assert ids[-1] == own.eot
+    mode: Mode = "text" if not speech else "both" if text else "speech"
+    grammar = AnswerGrammar(LAYOUT, own, mode)
+    for token, slot in zip(ids, slots, strict=True):
+        assert token in slot_ids(Slot(slot), own) or slot == Slot.FORCED
+        for never in (own.pad, own.bos, own.bot):
+            assert not grammar.allows(never)
+        grammar.advance(token)
+    assert grammar.finished
+    answer = LAYOUT.parse(ids, T, own)
+    assert (answer.text, answer.speech, answer.complete) == (text, speech, True)

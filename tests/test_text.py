@@ -95,3 +95,25 @@ def test_a_missing_or_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text('{"version": "1.0", ')
     with pytest.raises(UsageError, match="tokenizer.json is damaged"):
         TextTokenizer.load(tmp_path)
+
+
+def test_specials_of_another_model_are_found_and_never_written(tmp_path: Path) -> None:
+    BYTES.save(tmp_path)
+    record = json.loads((tmp_path / FILE).read_text())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    record["added_tokens"] = [
+        {"id": 261, "content": "<|im_end|>", "special": True, **flags},
+        {"id": 262, "content": "<think>", "special": False, **flags},
+    ]
+    (tmp_path / FILE).write_text(json.dumps(record))
+    other = TextTokenizer.load(tmp_path)
+    assert other.size == 263
+    assert other.special("<|eot|>", "<|im_end|>") == other.special(261) == 261
+    assert [other.special(name) for name in ("<think>", 262, 7, None)] == [None] * 4
+    assert other.special("<s>") == 1
+    text = "a<|im_end|>b"
+    assert 261 not in other.encode(text)
+    assert other.decode([*other.encode(text), 261]) == text
+    assert other.encode("<think>") == [262]
+    other.save(tmp_path / "again")
+    assert TextTokenizer.load(tmp_path / "again").encode(text) == other.encode(text)

@@ -77,3 +77,20 @@ def test_an_unfit_table_is_refused() -> None:
         Vocabulary(4)
     with pytest.raises(ValueError, match="lie outside"):
         Vocabulary(9, pad=-1)
+
+
+def test_own_markers_stand_behind_the_others() -> None:
+    base = {"pad": None, "bos": 1, "eot": None, "bot": None}
+    v = Vocabulary.behind(300, base, row_multiple=100)
+    first = 300 + 5120 + len(MARKERS)
+    assert (v.pad, v.bos, v.eot, v.bot) == (first, 1, first + 1, first + 2)
+    assert (v.text_end, v.used_rows, v.rows) == (first - 1, first + 3, 5500)
+    assert [v.token_type(i) for i in (299, first - 1, first + 2)] == ["text", "marker", "marker"]
+    with pytest.raises(ValueError, match="lies outside"):
+        v.token_type(first + 3)
+    none = Vocabulary.behind(300, {"pad": 7, "bos": 7, "eot": 8, "bot": 9})
+    assert none.used_rows == first
+    with pytest.raises(ValueError, match="lie outside"):
+        Vocabulary(300, eot=first + 4)
+    with pytest.raises(ValueError, match="lie outside"):
+        Vocabulary(300, eot=first - 1)

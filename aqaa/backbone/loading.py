@@ -29,13 +29,15 @@ ADAPTER = "adapter"
 class Ids:
     """Everything that gives an id its meaning.
 
-    ``tokenizer_hash`` names the speech tokenizers whose codes the audio ids are.
+    ``tokenizer_hash`` names the speech tokenizers whose codes the audio ids are; ``model_type`` is
+    what config.json said when the weights beside it were written, '' where that is not known.
     """
 
     text: TextTokenizer
     vocabulary: Vocabulary
     layout: StreamLayout
     tokenizer_hash: str
+    model_type: str = ""
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and aqaa.json."""
@@ -45,6 +47,8 @@ class Ids:
             "layout": asdict(self.layout),
             "tokenizer_hash": self.tokenizer_hash,
         }
+        if self.model_type:
+            record["model_type"] = self.model_type
         write_json(Path(folder) / RECORD, record)
 
     @classmethod
@@ -58,6 +62,7 @@ class Ids:
                 Vocabulary(**record["vocabulary"]),
                 StreamLayout(**record["layout"]),
                 record["tokenizer_hash"],
+                record.get("model_type", ""),
             )
         except (KeyError, TypeError) as error:
             raise UsageError(f"{path} does not describe ids of this version: {error}") from None
@@ -80,9 +85,13 @@ class Backbone:
         table: nn.Parameter = self.model.get_output_embeddings().weight
         return table
 
-    def hidden(self, input_ids: Tensor, **cache: Any) -> Any:
-        """Run the decoder without its head; the result has ``last_hidden_state`` (B, T, W)."""
-        return self.model.base_model(input_ids=input_ids, **cache)
+    def hidden(self, input_ids: Tensor, **more: Any) -> Any:
+        """Run the decoder without its head; the result has ``last_hidden_state`` (B, T, W).
+
+        ``position_ids`` (B, T) that begin again at 0 keep the documents of a packed row apart;
+        transformers' own models do so only where no cache is asked for, which is the default here.
+        """
+        return self.model.base_model(input_ids=input_ids, **{"use_cache": False, **more})
 
     def slot_rows(self, slot: Slot) -> Tensor:
         """Ids a slot is decided over, as a tensor (S,)."""
@@ -108,9 +117,13 @@ class Backbone:
             self.adapter.save(Path(folder).parent / ADAPTER, state)
             state = self.adapter.merged(state)
         with atomic_folder(folder) as temporary:
-            stored = {name: narrowed(name, tensor, dtype) for name, tensor in state.items()}
+            kept: dict[int, Tensor] = {}  # tied tensors stay one, or the table is written twice
+            stored = {
+                name: kept.setdefault(id(tensor), narrowed(name, tensor, dtype))
+                for name, tensor in state.items()
+            }
             self.model.save_pretrained(temporary, state_dict=stored)
-            self.ids.save(temporary)
+            replace(self.ids, model_type=self.model.config.model_type).save(temporary)
 
 
 def whole_state(model: nn.Module, gather: Gather) -> dict[str, Tensor] | None:
@@ -126,9 +139,10 @@ def whole_state(model: nn.Module, gather: Gather) -> dict[str, Tensor] | None:
                 kept[id(parameter)] = parameter.detach().to("cpu", copy=sharded)
     if not kept:
         return None
-    # Tied tensors stay one, or the table is written twice.
-    state = dict(model.state_dict(keep_vars=True))
-    return {name: kept.get(id(tensor), tensor.detach().cpu()) for name, tensor in state.items()}
+    return {
+        name: kept[id(tensor)] if id(tensor) in kept else tensor.detach().cpu()
+        for name, tensor in model.state_dict(keep_vars=True).items()
+    }
 
 
 def is_sharded(parameter: Tensor) -> bool:
@@ -167,7 +181,8 @@ def load_backbone(
         folder: as :meth:`Backbone.save` or :func:`aqaa.backbone.initial.write_initial` leave it.
         layout: read and write another layout than the one it was trained with.
         deepspeed: settings of a ZeRO-3 engine to come: every rank of its group loads its shards.
-        dtype: of the weights; under ``deepspeed`` its own precision decides.
+        dtype: of the loaded weights, whatever the stored ones are; under ``deepspeed`` its own
+            precision decides.
 
     Raises:
         UsageError: the folder is missing, damaged or incomplete, or its parts do not fit.
@@ -188,6 +203,7 @@ def load_backbone(
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.disable_progress_bar()
     ids = Ids.load(folder)
+    _check_kind(folder, ids)
     try:
         with _into_shards(deepspeed):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -211,3 +227,22 @@ def load_backbone(
     if rows != wanted:
         raise UsageError(f"{folder}: the table has {rows} rows, {RECORD} says {wanted}")
     return Backbone(model.eval(), replace(ids, layout=layout) if layout else ids)
+
+
+def _check_kind(folder: Path, ids: Ids) -> None:
+    """Refuse a config.json of another class than the one that wrote the weights.
+
+    Step-1's tensor names are Llama's: a Llama class would load them and compute garbage.
+    """
+    try:
+        config = read_json(folder / "config.json")
+    except UsageError as error:
+        raise UsageError(f"{folder} cannot be loaded: {error}") from None
+    settings = config if isinstance(config, dict) else {}
+    found, classes = settings.get("model_type"), settings.get("architectures") or []
+    wrote = ids.model_type or ("step1" if any(str(c).startswith("Step1") for c in classes) else "")
+    if wrote and wrote != found:
+        raise UsageError(
+            f"{folder} cannot be loaded: its weights were written as {wrote}, but its config.json "
+            f"says {found}; another class may take the tensors and compute garbage"
+        )

@@ -105,13 +105,17 @@ def _blocks(starts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _block_mask(seen: Tensor, full: Tensor, places: int, mask: Any) -> BlockMask:
-    numbers = []
-    for blocks in (seen & ~full, full):
-        order = blocks.int().argsort(dim=-1, descending=True, stable=True)
-        numbers += [blocks.sum(-1)[:, None].int(), order[:, None].int()]
+    counts, orders = zip(*map(_listed, (seen & ~full, full)), strict=True)
     return BlockMask.from_kv_blocks(
-        *numbers, BLOCK_SIZE=_BLOCK, mask_mod=mask, seq_lengths=(places, places)
-    )
+        counts[0], orders[0], counts[1], orders[1],
+        BLOCK_SIZE=_BLOCK, mask_mod=mask, seq_lengths=(places, places),
+    )  # fmt: skip
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Flags (B, N, N) as counts (B, 1, N) and numbers (B, 1, N, N), those that count first."""
+    order = blocks.int().argsort(dim=-1, descending=True, stable=True)
+    return blocks.sum(-1)[:, None].int(), order[:, None].int()
 
 
 def _left_padding(mask: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -1,20 +1,19 @@
-"""Batches for the backbone: dialogues of a corpus in the layouts of the training tasks.
-
-Letters: B sequences, T ids.
-"""
+"""Batches for the backbone: dialogues of a corpus in the layouts of the training tasks."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from aqaa.backbone.loading import Ids
+from aqaa.data.collate import Document, TokenBatch, packed, padded
 from aqaa.data.corpus import Corpus, answer_text, question_part
 from aqaa.data.domain import STYLES
+from aqaa.data.packing import Packing, best_fit, mixture
 from aqaa.data.sampler import BucketSampler, draws
 from aqaa.data.token_store import TokenStore
 from aqaa.errors import UsageError
@@ -27,22 +26,13 @@ _NEIGHBOURS = 8
 _STYLE_WORDS = {style.name: style.words for style in STYLES}
 
 
-class TokenBatch(NamedTuple):
-    """``input_ids`` (B, T) right-padded, ``targets`` and ``slots`` (B, T) of the next id."""
-
-    task: str
-    input_ids: Tensor
-    targets: Tensor
-    slots: Tensor
-
-
 @dataclass(frozen=True)
 class Task:
     """One kind of sequence in a mixture.
 
     Args:
-        share: of the steps, relative to the other tasks.
-        batch: sequences a step.
+        share: of the steps, in packed rows of the ids, relative to the other tasks.
+        batch: sequences a step; of no meaning in packed rows.
     """
 
     share: float
@@ -144,17 +134,26 @@ class Materials:
     def __getitem__(self, place: int) -> Material:
         return self._items[place]
 
+    def __iter__(self) -> Iterator[Material]:
+        return iter(self._items)
+
 
 class DialogueBatches:
-    """A mixture of tasks; a batch holds one task and is a pure function of (seed, step).
+    """A mixture of tasks; a batch is a pure function of (seed, step).
+
+    A batch holds sequences of one task and of like length, padded; or, with ``row_tokens``, packed
+    rows in which documents of all tasks stand one after another.
 
     Args:
         corpus: folder of the corpus.
         tokens: folder of its token store.
-        tasks: by task name, ``share`` of the steps and ``batch``, the sequences a step.
+        tasks: by task name, ``share`` of the steps and ``batch``, the sequences a step; in packed
+            rows ``share`` of the ids.
         steps: how many steps the mixture is laid out for.
         code_noise: share of question codes replaced in training, most of them by a near code.
         validation_rows: validation questions in the periodic check.
+        row_tokens: ids of a packed row (None: batches of one task).
+        rows: packed rows a batch.
         seed: decides everything.
     """
 
@@ -167,23 +166,30 @@ class DialogueBatches:
         steps: int,
         code_noise: float = 0.1,
         validation_rows: int = 96,
+        row_tokens: int | None = None,
+        rows: int = 1,
         seed: int = 0,
     ) -> None:
         unknown = sorted(set(tasks) - set(TASKS))
         if unknown:
             raise UsageError(f"unknown tasks {unknown}; known: {', '.join(TASKS)}")
+        if rows < 1 or (row_tokens is not None and row_tokens < 1):
+            raise UsageError(f"rows={rows} of row_tokens={row_tokens} ids: each must be 1 or more")
         self._corpus = Corpus(corpus)
         self.store = TokenStore(tokens)
         self._tasks = {
             name: Task(float(task["share"]), int(task.get("batch", 8)))
             for name, task in tasks.items()
         }
+        self._shares = {name: task.share for name, task in self._tasks.items()}
         self._code_noise = code_noise
         self._validation_rows = validation_rows
+        self._row_tokens = row_tokens
+        self._rows = rows
         self._seed = seed
-        self._plan = draws({n: t.share for n, t in self._tasks.items()}, steps, seed)
+        self._plan = draws(self._shares, steps, seed)
         self._ids: Ids | None = None
-        self._cache: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._cache: dict[tuple[str, int], Document] = {}
 
     def bind(self, ids: Ids) -> None:
         """Use the ids of the backbone that is trained; its audio ids must be this store's codes."""
@@ -201,9 +207,17 @@ class DialogueBatches:
             )
         self._ids = ids
         self._train = Materials(self._corpus, self.store, "train")
+        self._near = nearest_codes(self.store) if self._code_noise else None
+        if self._row_tokens is None:
+            self._bucket()
+        else:
+            self._pack(self._row_tokens)
+
+    def _bucket(self) -> None:
+        """Lay out batches of one task each."""
         self._samplers = {
             name: BucketSampler(
-                self._lengths(name),
+                [sum(map(_size, TASKS[name](m))) for m in self._train],
                 batch=task.batch,
                 seed=named_seed(self._seed, name),
                 jitter=_LENGTH_JITTER_TOKENS,
@@ -211,87 +225,140 @@ class DialogueBatches:
             for name, task in self._tasks.items()
             if task.share > 0
         }
-        self._near = nearest_codes(self.store) if self._code_noise else None
 
-    def _lengths(self, task: str) -> list[int]:
-        """About how many ids each row has in a task: its codes and its words."""
-        build = TASKS[task]
-        return [
-            sum(_size(turn) for turn in build(self._train[i])) for i in range(len(self._train))
-        ]
+    def _pack(self, row_tokens: int) -> None:
+        """Lay out rows of all tasks; a document that no row can hold is refused, not cut."""
+        ids = self.ids
+        lengths = {
+            name: [ids.layout.length(TASKS[name](m), ids.text) - 1 for m in self._train]
+            for name, share in self._shares.items()
+            if share > 0
+        }
+        self._check_fit(
+            [(n, name, i) for name, row in lengths.items() for i, n in enumerate(row)], self._train
+        )
+        self._documents = mixture(self._shares, lengths, self._seed)
+        sizes = [lengths[task][row] for task, row in self._documents]
+        self.packing = Packing(sizes, row_tokens=row_tokens, seed=self._seed)
+
+    def _check_fit(self, sizes: list[tuple[int, str, int]], materials: Materials) -> None:
+        """Refuse documents that no packed row can hold; sizes are (ids, task, row)."""
+        assert self._row_tokens is not None
+        if long := [size for size in sizes if size[0] > self._row_tokens]:
+            length, task, row = max(long)
+            raise UsageError(
+                f"{len(long)} of {len(sizes)} documents are longer than data.row_tokens="
+                f"{self._row_tokens}, the longest is row {materials[row].row['id']} as {task} with "
+                f"{length} ids: raise data.row_tokens or leave these rows out"
+            )
+
+    @property
+    def ids(self) -> Ids:
+        """The ids that :meth:`bind` gave."""
+        assert self._ids is not None, "bind() comes before the first batch"
+        return self._ids
 
     def batch(self, step: int) -> TokenBatch:
         """Training batch number ``step``."""
-        task, drawn = self._drawn(step)
         rng = np.random.default_rng([self._seed, step])
-        rows = self._samplers[task].rows(drawn)
-        return self._collate(task, [self._noisy(*self._sequence(task, row), rng) for row in rows])
+        rows = [
+            [self._noisy(self._document(*which), rng) for which in row] for row in self.drawn(step)
+        ]
+        pad = self.ids.vocabulary.pad
+        if self._row_tokens is not None:
+            return packed(rows, self._row_tokens, pad=pad)
+        return padded(self._task(step)[0], [row[0] for row in rows], pad=pad)
 
-    def _drawn(self, step: int) -> tuple[str, int]:
+    def drawn(self, step: int) -> list[list[tuple[str, int]]]:
+        """For every row of a batch its documents: the task, and the row of the corpus."""
+        if self._row_tokens is not None:
+            numbers = range(step * self._rows, (step + 1) * self._rows)
+            return [[self._documents[i] for i in self.packing.documents(n)] for n in numbers]
+        task, times = self._task(step)
+        return [[(task, row)] for row in self._samplers[task].rows(times)]
+
+    def origin(self, row: int) -> dict[str, Any]:
+        """Where a row of the training corpus comes from: its id, and its sound files."""
+        found = self._train[row].row
+        parts = [p for m in found["messages"] for p in m["content"] if p["type"] == "audio"]
+        return {"id": found["id"], "sound": [_place(part, self._corpus.folder) for part in parts]}
+
+    def _task(self, step: int) -> tuple[str, int]:
         """Task of a step and how often it came before; the plan grows where a run goes past it.
 
         It does with several batches an optimizer step, and when a loader fetches ahead. A longer
         plan begins like a shorter one.
         """
         if step >= len(self._plan):
-            shares = {name: task.share for name, task in self._tasks.items()}
-            self._plan = draws(shares, 2 * (step + 1), self._seed)
+            self._plan = draws(self._shares, 2 * (step + 1), self._seed)
         return self._plan[step]
 
     def validation(self) -> list[TokenBatch]:
         """The first validation questions in every task of the mixture, without noise."""
         rows = Materials(self._corpus, self.store, "validation")
         count = min(self._validation_rows, len(rows))
-        batches = []
-        for task in self._samplers:
-            built = [self._encode(TASKS[task](rows[i])) for i in range(count)]
-            built.sort(key=lambda pair: len(pair[0]))
-            batches += [self._collate(task, built[i : i + 16]) for i in range(0, count, 16)]
-        return batches
+        pad = self.ids.vocabulary.pad
+        built = {
+            task: [self._encode(task, rows[i]) for i in range(count)]
+            for task, share in self._shares.items()
+            if share > 0
+        }
+        if self._row_tokens is None:
+            for documents in built.values():
+                documents.sort(key=lambda document: len(document.ids))
+            return [
+                padded(task, documents[i : i + 16], pad=pad)
+                for task, documents in built.items()
+                for i in range(0, count, 16)
+            ]
+        sizes = [(len(d.ids) - 1, task, i) for task, ds in built.items() for i, d in enumerate(ds)]
+        self._check_fit(sizes, rows)
+        sizes.sort(key=lambda size: -size[0])
+        every = [built[task][i] for _, task, i in sizes]
+        places = best_fit([length for length, *_ in sizes], self._row_tokens)
+        full = [[every[i] for i in row] for row in places]
+        starts = range(0, len(full), self._rows)
+        return [packed(full[i : i + self._rows], self._row_tokens, pad=pad) for i in starts]
 
-    def _sequence(self, task: str, row: int) -> tuple[np.ndarray, np.ndarray]:
+    def _document(self, task: str, row: int) -> Document:
         key = (task, row)
         if key not in self._cache:
-            self._cache[key] = self._encode(TASKS[task](self._train[row]))
+            self._cache[key] = self._encode(task, self._train[row])
         return self._cache[key]
 
-    def _encode(self, dialogue: Dialogue) -> tuple[np.ndarray, np.ndarray]:
-        assert self._ids is not None, "bind() comes before the first batch"
-        stream = self._ids.layout.encode(dialogue, self._ids.text, self._ids.vocabulary)
-        return np.array(stream.ids, np.int32), np.array(stream.slots, np.int8)
+    def _encode(self, task: str, material: Material) -> Document:
+        ids = self.ids
+        stream = ids.layout.encode(TASKS[task](material), ids.text, ids.vocabulary)
+        source = list(TASKS).index(task)
+        return Document(source, np.array(stream.ids, np.int32), np.array(stream.slots, np.int8))
 
-    def _noisy(
-        self, ids: np.ndarray, slots: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _noisy(self, document: Document, rng: np.random.Generator) -> Document:
         """Replace some linguistic codes without loss: what a new voice does to a tokenizer."""
-        if self._near is None or self._ids is None:
-            return ids, slots
-        start, end = self._ids.vocabulary.linguistic_start, self._ids.vocabulary.semantic_start
+        if self._near is None:
+            return document
+        _, ids, slots = document
+        start, end = self.ids.vocabulary.linguistic_start, self.ids.vocabulary.semantic_start
         heard = (ids >= start) & (ids < end) & (slots == Slot.NONE)
         changed = (heard & (rng.random(len(ids)) < self._code_noise)).nonzero()[0]
         if not len(changed):
-            return ids, slots
+            return document
         near = self._near[ids[changed] - start, rng.integers(_NEIGHBOURS, size=len(changed))]
         any_code = rng.integers(end - start, size=len(changed))
         ids = ids.copy()
         ids[changed] = start + np.where(rng.random(len(changed)) < 0.7, near, any_code)
-        return ids, slots
-
-    def _collate(self, task: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> TokenBatch:
-        assert self._ids is not None, "bind() comes before the first batch"
-        longest = max(len(ids) for ids, _ in pairs) - 1
-        inputs = np.full((len(pairs), longest), self._ids.vocabulary.pad, np.int64)
-        targets, slots = inputs.copy(), np.zeros_like(inputs)
-        for i, (ids, slot) in enumerate(pairs):
-            inputs[i, : len(ids) - 1] = ids[:-1]
-            targets[i, : len(ids) - 1] = ids[1:]
-            slots[i, : len(ids) - 1] = slot[1:]
-        return TokenBatch(task, *(torch.from_numpy(a) for a in (inputs, targets, slots)))
+        return document._replace(ids=ids)
 
 
 def _size(turn: Turn) -> int:
+    """About how many ids a turn has: its codes and its words."""
     codes = sum(len(pair.linguistic) + len(pair.semantic) for pair in turn.speech)
     return codes + len(turn.text.split())
+
+
+def _place(part: dict[str, Any], folder: Path) -> str:
+    """The file of an audio part, and from when to when."""
+    span = f" {part['start']}..{part['end']} s" if part.get("end") is not None else ""
+    return f"{folder / part['path']}{span}"
 
 
 def named_seed(seed: int, name: str) -> int:

@@ -1,24 +1,27 @@
 """Codes of every clip of a corpus, stored once: flat int32 files to read, Arrow to look at.
 
-Folder: ``tokenizer/{linguistic,semantic}`` (the tokenizers themselves), ``linguistic.bin`` and
-``semantic.bin`` (int32), ``index.npy`` (n + 1, 2) offsets, ``keys.json``, ``meta.json`` and
-``arrow/``.
+Folder: ``tokenizer/{linguistic,semantic}`` (the tokenizers themselves), for each book a pair of
+:mod:`aqaa.data.flat` (``linguistic.bin`` and ``.idx``, ``semantic.bin`` and ``.idx``),
+``keys.json`` with the clips in their order, ``meta.json`` and ``arrow/``.
 """
 
 from collections import Counter
+from itertools import chain
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from aqaa import lineage
 from aqaa.data.corpus import SPLITS, Corpus, question_part
+from aqaa.data.flat import Flat, write_flat
 from aqaa.errors import UsageError
 from aqaa.signals import LINGUISTIC_CODES, SEMANTIC_CODES, CodePair
 from aqaa.storage import atomic_folder, check_replaceable, read_json, tree_hash, write_json
 from aqaa.tokenizer.dual import DualTokenizer
 from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer
 
-META = "meta.json"
+META, KEYS = "meta.json", "keys.json"
+_SIZES = {"linguistic": LINGUISTIC_CODES, "semantic": SEMANTIC_CODES}
+_BOOKS = tuple(_SIZES)
 _BATCH = 32
 
 
@@ -32,9 +35,14 @@ class TokenStore:
                 f"{folder} is not a token store: run `aqaa data tokenize out={folder}`"
             )
         self.meta = read_json(self.folder / META)
-        self._place = {key: i for i, key in enumerate(read_json(self.folder / "keys.json"))}
-        self._index = np.load(self.folder / "index.npy", allow_pickle=False)
-        self._books = [np.fromfile(self.folder / f"{b}.bin", np.int32) for b in _BOOKS]
+        self._place = {key: i for i, key in enumerate(read_json(self.folder / KEYS))}
+        self._books = [Flat(self.folder, book) for book in _BOOKS]
+        for name, book in zip(_BOOKS, self._books, strict=True):
+            if len(book) != len(self._place):
+                raise UsageError(
+                    f"{self.folder / KEYS} names {len(self._place)} clips, {name}.idx has "
+                    f"{len(book)}: the store is damaged, tokenize again"
+                )
 
     @property
     def tokenizer_hash(self) -> str:
@@ -63,13 +71,8 @@ class TokenStore:
         if key not in self._place:
             raise UsageError(f"{self.folder} holds no codes of {key}: tokenize that corpus again")
         i = self._place[key]
-        return CodePair(
-            *(book[self._index[i, b] : self._index[i + 1, b]].tolist()
-              for b, book in enumerate(self._books))
-        )
-
-
-_BOOKS = ("linguistic", "semantic")
+        linguistic, semantic = (book[i].tolist() for book in self._books)
+        return CodePair(linguistic, semantic)
 
 
 def tokenize(
@@ -108,36 +111,35 @@ def tokenize(
             pairs[i] = CodePair(pair.linguistic, []) if bare else pair
     with atomic_folder(out) as folder:
         dual.save(folder / "tokenizer")
-        _write(folder, [key for key, _ in clips], [pairs[i] for i in range(len(clips))])
         meta = {
             "tokenizer_hash": lineage.tokenizer_hash(folder / "tokenizer"),
             "corpus_hash": tree_hash(source.folder),
             "question_books": question_books,
-            "usage": {
-                book: _histogram(pairs.values(), book, size)
-                for book, size in zip(_BOOKS, (LINGUISTIC_CODES, SEMANTIC_CODES), strict=True)
-            },
         }
-        write_json(folder / META, meta)
+        write_store(folder, {key: pairs[i] for i, (key, _) in enumerate(clips)}, meta)
 
 
-def _histogram(pairs: object, book: str, size: int) -> list[int]:
-    """How often each code of a book occurs."""
-    seen = Counter(code for pair in pairs for code in getattr(pair, book))  # type: ignore[attr-defined]
-    return [seen[code] for code in range(size)]
+def write_store(folder: Path, codes: dict[str, CodePair], meta: dict[str, Any]) -> None:
+    """Write the codes by key and what is known of them into a folder that is made as a whole.
 
-
-def _write(folder: Path, keys: list[str], pairs: list[CodePair]) -> None:
-    """Write the flat files and the Arrow table."""
-    index = np.zeros((len(pairs) + 1, 2), np.int64)
-    for b, book in enumerate(_BOOKS):
-        codes = [getattr(pair, book) for pair in pairs]
-        index[1:, b] = np.cumsum([len(c) for c in codes])
-        np.fromiter((c for row in codes for c in row), np.int32).tofile(folder / f"{book}.bin")
-    np.save(folder / "index.npy", index)
-    write_json(folder / "keys.json", keys)
+    Args:
+        folder: gets everything but the tokenizers.
+        codes: by key, in the order they are stored.
+        meta: ``tokenizer_hash``, ``corpus_hash`` and ``question_books``.
+    """
     from datasets import Dataset, disable_progress_bars
 
+    columns = {book: [getattr(pair, book) for pair in codes.values()] for book in _BOOKS}
+    for book, lists in columns.items():
+        write_flat(folder, book, lists)
+    write_json(folder / KEYS, list(codes))
     disable_progress_bars()
-    table = {"key": keys, **{b: [getattr(pair, b) for pair in pairs] for b in _BOOKS}}
-    Dataset.from_dict(table).save_to_disk(str(folder / "arrow"))
+    Dataset.from_dict({"key": list(codes), **columns}).save_to_disk(str(folder / "arrow"))
+    usage = {book: _histogram(columns[book], size) for book, size in _SIZES.items()}
+    write_json(folder / META, {**meta, "usage": usage})
+
+
+def _histogram(lists: list[list[int]], size: int) -> list[int]:
+    """How often each code of a book occurs."""
+    seen = Counter(chain.from_iterable(lists))
+    return [seen[code] for code in range(size)]

@@ -1,61 +1,86 @@
-"""Next-token cross-entropy, normalised over the slot each position is decided in.
+"""Next-token cross-entropy, normalised over the rows each position is decided over.
 
 Letters: N supervised positions, D width, V rows of the table, S rows of a slot.
-The paper's Eq. 1 normalises over the whole table, which is not offered here. Over a slot's rows the
-loss is the one that decoding under the layout's grammar sees, and costs half as much at tiny sizes.
+Over a slot's rows (ours) the loss is the one that decoding under the layout's grammar sees, and
+costs half as much at tiny sizes; over the whole table it is the paper's Eq. 1.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from aqaa.losses.sliced import SLICE_NUMBERS, Group, MeanNats, Nats
 
 
 class TokenLoss(NamedTuple):
-    """``loss`` scalar; ``sums`` and ``counts`` per slot name (nats and positions), detached.
+    """``loss`` scalar; the rest (N,) in float32 and detached.
 
-    A tuple, because DeepSpeed looks for a module's output tensors in tuples and dicts alone.
+    ``nats``, ``entropy`` of the prediction and ``correct`` (0 or 1) of each position, and the
+    ``weight`` it has in the loss; all zero where a slot has no table. A tuple, because DeepSpeed
+    looks for a module's output tensors in tuples and dicts alone.
     """
 
     loss: Tensor
-    sums: dict[str, Tensor]
-    counts: dict[str, int]
-    correct: dict[str, int]
+    nats: Tensor
+    entropy: Tensor
+    correct: Tensor
+    weight: Tensor
 
 
 @dataclass(frozen=True)
 class SlotTable:
     """Rows of the output table that one slot is normalised over.
 
-    ``rows`` (S,) ids; ``position`` (V,) index of an id in ``rows`` or -1.
+    ``rows`` (S,) ids and ``position`` (V,), the index of an id in ``rows`` or -1; both None where
+    the slot is normalised over the whole table.
     """
 
     name: str
-    rows: Tensor
-    position: Tensor
+    rows: Tensor | None
+    position: Tensor | None
     weight: float
 
     @classmethod
-    def build(cls, name: str, rows: list[int], table_rows: int, weight: float) -> "SlotTable":
+    def build(
+        cls, name: str, rows: Iterable[int] | None, table_rows: int, weight: float
+    ) -> "SlotTable":
         """Index ``rows`` of a table with ``table_rows`` rows; ``weight`` scales its loss."""
-        index = torch.tensor(rows, dtype=torch.long)
+        if rows is None:
+            return cls(name, None, None, weight)
+        index = torch.tensor(list(rows), dtype=torch.long)
         position = torch.full((table_rows,), -1, dtype=torch.long)
-        position[index] = torch.arange(len(rows))
+        position[index] = torch.arange(len(index))
         return cls(name, index, position, weight)
 
+    def to(self, device: torch.device) -> "SlotTable":
+        """The same on another device."""
+        if self.rows is None or self.position is None or self.rows.device == device:
+            return self
+        return replace(self, rows=self.rows.to(device), position=self.position.to(device))
+
     def labels(self, targets: Tensor) -> Tensor:
-        """Where ids (N,) stand among the rows; ValueError for one that does not."""
-        labels = self.position.to(targets.device)[targets]
-        if bool((labels < 0).any()):
+        """Where ids (N,) stand among the rows; ValueError for one that does not.
+
+        Only looked at where that costs no wait: on a GPU such a label stops the gather after it.
+        """
+        labels = targets if self.position is None else self.position[targets]
+        if labels.device.type == "cpu" and bool((labels < 0).any()):
             wrong = targets[labels < 0][0].item()
             raise ValueError(f"target id {wrong} is not among the rows of slot {self.name}")
         return labels
 
 
 def next_token(
-    hidden: Tensor, table: Tensor, targets: Tensor, slots: Tensor, tables: dict[int, SlotTable]
+    hidden: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    slots: Tensor,
+    tables: dict[int, SlotTable],
+    *,
+    slice_numbers: int = SLICE_NUMBERS,
 ) -> TokenLoss:
     """Weighted mean cross-entropy of the supervised positions.
 
@@ -65,41 +90,57 @@ def next_token(
         targets: (N,) ids.
         slots: (N,) slot of each target; slots without a table are skipped.
         tables: slot -> its rows and weight.
+        slice_numbers: logits alive at a time.
 
     Returns:
-        The loss sum_s w_s * sum_nll_s / sum_s w_s * n_s, and its parts by slot.
+        The loss sum(w * nats) / sum(w), and its parts by position.
     """
-    total = hidden.new_zeros(())
-    weight = 0.0
-    sums, counts, correct = {}, {}, {}
+    groups = _groups(targets, slots, tables)
+    weight = torch.zeros(len(slots), dtype=torch.float32, device=slots.device)
     for slot, entry in tables.items():
-        here = (slots == slot).nonzero()[:, 0]
-        if not len(here):
-            continue
-        labels = entry.labels(targets[here])
-        logits = hidden[here] @ table[entry.rows].T
-        nll = F.cross_entropy(logits.float(), labels, reduction="sum")
-        total = total + entry.weight * nll
-        weight += entry.weight * len(here)
-        sums[entry.name] = nll.detach()
-        counts[entry.name] = len(here)
-        correct[entry.name] = int((logits.argmax(-1) == labels).sum())
-    return TokenLoss(total / max(weight, 1e-9), sums, counts, correct)
+        weight = weight.masked_fill(slots == slot, entry.weight)
+    # Gradients are made in the forward pass, so it must know whether there will be a backward one.
+    learns = torch.is_grad_enabled()
+    wanted = (learns and hidden.requires_grad, learns and table.requires_grad)
+    coefficient = weight / weight.sum().clamp_min(1e-9)
+    with torch.autocast(hidden.device.type, enabled=False):
+        parts = MeanNats.apply(hidden, table, coefficient, groups, wanted, slice_numbers)
+    loss, nats, entropy, correct = parts
+    return TokenLoss(loss, nats, entropy, correct, weight)
 
 
 def token_log_probs(
-    hidden: Tensor, table: Tensor, targets: Tensor, slots: Tensor, tables: dict[int, SlotTable]
+    hidden: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    slots: Tensor,
+    tables: dict[int, SlotTable],
+    *,
+    slice_numbers: int = SLICE_NUMBERS,
 ) -> Tensor:
     """Log-probability of each target under its slot's rows.
 
     Arguments as of :func:`next_token`; (N,) float32, zero where a slot has no table.
     """
-    out = hidden.new_zeros(len(targets), dtype=torch.float32)
-    for slot, entry in tables.items():
-        here = (slots == slot).nonzero()[:, 0]
-        if len(here):
-            logits = hidden[here] @ table[entry.rows].T
-            labels = entry.labels(targets[here])
-            picked = logits.float().log_softmax(-1).gather(1, labels[:, None])[:, 0]
-            out = out.index_put((here,), picked)
-    return out
+    groups = _groups(targets, slots, tables)
+    with torch.autocast(hidden.device.type, enabled=False):
+        nats: Tensor = Nats.apply(hidden, table, groups, slice_numbers)
+    return -nats
+
+
+def _groups(targets: Tensor, slots: Tensor, tables: dict[int, SlotTable]) -> list[Group]:
+    """The positions of each slot; slots over the whole table are one group."""
+    # One sort and one wait for the counts, rather than a wait for every slot.
+    order = slots.argsort(stable=True)
+    most = max([*tables, 0]) + 1
+    counts = torch.bincount(slots, minlength=most).tolist()
+    places = dict(enumerate(order.split(counts)))
+    whole = [places[slot] for slot, entry in tables.items() if entry.rows is None]
+    found = [
+        Group(places[slot], entry.rows, entry.labels(targets[places[slot]]))
+        for slot, entry in tables.items()
+        if entry.rows is not None and len(places[slot])
+    ]
+    if whole and len(together := torch.cat(whole)):
+        found.append(Group(together, None, targets[together]))
+    return found

@@ -1,9 +1,5 @@
-"""What happens around the steps of a stage: progress, and the stop on a loss that is no number.
+"""What is shown while a stage trains."""
 
-Letters: none; the only tensor here is a scalar loss.
-"""
-
-import math
 import os
 import sys
 import time
@@ -11,9 +7,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
-
-from aqaa.errors import UsageError
 
 _LINE_EVERY_S = 15.0
 
@@ -79,23 +72,3 @@ class ShowProgress(pl.Callback):
     ) -> None:
         """Leave the terminal as it was after an error too."""
         self.teardown(trainer, pl_module, "fit")
-
-
-class StopOnNonFinite(pl.Callback):
-    """Ends a run whose loss is no number, naming the step."""
-
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Look at the loss."""
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        if isinstance(loss, Tensor) and not math.isfinite(float(loss)):
-            raise UsageError(
-                f"the loss is {float(loss)} at step {trainer.global_step}: "
-                f"lower optim.lr or look at the data"
-            )

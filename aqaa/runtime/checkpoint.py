@@ -25,12 +25,14 @@ from aqaa.errors import UsageError
 from aqaa.ranks import rank, ranks
 from aqaa.runtime.agreement import any_rank
 from aqaa.runtime.containers import decode, encode
+from aqaa.runtime.shards import ShardFiles, optimizer_state, unsharded
 from aqaa.runtime.states import read_manifest, saved_states, seal, set_aside, write_synced
-from aqaa.runtime.tensor_file import HostCopy, read_hashed, tensors_in, write_hashed
+from aqaa.runtime.tensor_file import HostCopy, check_hash, read_hashed, tensors_in, write_hashed
 from aqaa.runtime.writer import Writer
 
 FORMAT = 1
 STATE = "state"
+SHARDED = "sharded"  # the part of a state that tells of its shards
 
 
 class StateFiles(CheckpointIO):
@@ -101,7 +103,20 @@ class StateFiles(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """The latest state below ``path`` that is whole, on every rank the same.
+        """The latest state below ``path`` that is whole, for a process with whole copies.
+
+        Raises:
+            UsageError: all of them are damaged.
+        """
+        state, shards = self.load(path)
+        if shards is not None:
+            about = state.pop(SHARDED)
+            state["state_dict"] |= dict(unsharded(about, shards))
+            state["optimizer_states"] = [optimizer_state(about, shards)]
+        return state
+
+    def load(self, path: str | Path) -> tuple[dict[str, Any], ShardFiles | None]:
+        """The latest state below ``path`` that is whole, on every rank the same, and its shards.
 
         Raises:
             UsageError: all of them are damaged.
@@ -114,7 +129,7 @@ class StateFiles(CheckpointIO):
                 if rank() == 0:
                     set_aside(damaged)
                 assert state is not None
-                return state
+                return state, ShardFiles(folder=folder) if SHARDED in state else None
             if problem:
                 print(f"{problem}; taking the state before it", file=sys.stderr, flush=True)
             damaged.append(folder)
@@ -130,7 +145,7 @@ class StateFiles(CheckpointIO):
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The state of a folder, every byte of it checked; shards are left to who holds them.
+    """The state of a folder, every byte of it checked; ranks share the shards among them.
 
     Raises:
         UsageError: it is damaged, or of another version of this format.
@@ -142,6 +157,9 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder} is of format {content['format']}: this version reads {FORMAT}")
     name = f"{STATE}.safetensors"
     tensors = tensors_in(read_hashed(folder / name, digests.get(name, "")))
+    shards = sorted(name for name in digests if name.startswith("shard_"))
+    for name in shards[rank() :: ranks()]:  # each rank its own, where they are as many as then
+        check_hash(folder / name, digests[name])
     state: dict[str, Any] = decode(content["tree"], tensors)
     return state
 

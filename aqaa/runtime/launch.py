@@ -34,7 +34,10 @@ def decided(decide: Callable[[], bool]) -> bool:
         return decide() if is_first() else False
     key = f"aqaa/decided/{next(_calls)}"
     if not is_first():
-        answer = store.get(key).decode()
+        try:
+            answer = store.get(key).decode()
+        except RuntimeError:  # rank 0 is gone, and its store with it
+            answer = "error"
         if answer == "error":
             raise SystemExit(2)  # rank 0 says what is wrong
         return answer == "True"

@@ -21,8 +21,8 @@ def random_states() -> dict[str, Tensor]:
     found = {
         "python": torch.tensor(words),
         "python_spare": _spare(spare),
-        "numpy": torch.tensor([*legacy["state"]["key"].tolist(), legacy["state"]["pos"]]),  # type: ignore[call-overload]
-        "numpy_spare": _spare(legacy["gauss"] if legacy["has_gauss"] else None),  # type: ignore[call-overload]
+        "numpy": torch.tensor([*legacy["state"]["key"].tolist(), legacy["state"]["pos"]]),
+        "numpy_spare": _spare(legacy["gauss"] if legacy["has_gauss"] else None),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import signal
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,13 @@ from aqaa.storage import MANIFEST, read_json, verify_manifest, write_json, write
 
 FINGERPRINT = "fingerprint.json"
 # Settings that say where and how often, not what: they may differ between a run and its resume.
-_PLACE = ("root", "name", "out", "save_every_s", "keep_states", "hang_after_s", "overwrite")
+_PLACE = (
+    *("root", "name", "out", "loader_workers", "save_every_s", "keep_states", "hang_after_s"),
+    "overwrite",
+)
+# Of the trainer: how many processes and of what kind, and what each of them counts for itself.
+_RANKS = ("accelerator", "devices", "num_nodes", "strategy")
+_PER_RANK = ("accumulate_grad_batches", "val_check_interval")
 
 
 def train(verb: str, cfg: DictConfig) -> Path:
@@ -49,7 +55,7 @@ def train(verb: str, cfg: DictConfig) -> Path:
             stage=verb,
             run=out.name,
             parents=parents,
-            fingerprint=lineage.fingerprint(_settings(cfg), parents),
+            fingerprint=read_json(out / FINGERPRINT),  # cfg has changed: building resolves it
             steps=fitted.steps,
             seconds=fitted.seconds,
             parameters=fitted.parameters,
@@ -71,6 +77,7 @@ def _begin(cfg: DictConfig, out: Path, parents: dict[str, lineage.Parent]) -> bo
     _claim(out, made_of, overwrite=cfg.run.overwrite)
     (out / STATES).mkdir(exist_ok=True)
     sweep(out / STATES)
+    write_json(out / lineage.PARENTS, {name: asdict(found) for name, found in parents.items()})
     write_text(out / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     return False
 
@@ -108,7 +115,22 @@ def _settings(cfg: DictConfig) -> dict[str, Any]:
     settings.pop("log", None)
     settings.pop("parents", None)
     settings["run"] = {k: v for k, v in settings["run"].items() if k not in _PLACE}
+    ranks = _ranks(cfg)
+    if ranks is not None:  # where it runs may change as long as a step takes the same batches
+        trainer = {k: v for k, v in settings["trainer"].items() if k not in _RANKS}
+        for name in _PER_RANK:
+            if isinstance(cfg.trainer[name], int):
+                trainer[name] = cfg.trainer[name] * ranks
+        settings["trainer"] = trainer
     return settings
+
+
+def _ranks(cfg: DictConfig) -> int | None:
+    """Processes of a run, None where only the trainer will know."""
+    numbers = (cfg.trainer.devices, cfg.trainer.num_nodes)
+    if not all(isinstance(number, int) and number > 0 for number in numbers):
+        return None
+    return int(numbers[0] * numbers[1])
 
 
 def _claim(out: Path, made_of: str, *, overwrite: bool) -> None:
@@ -120,7 +142,9 @@ def _claim(out: Path, made_of: str, *, overwrite: bool) -> None:
         if not overwrite:
             raise UsageError(
                 f"{out} holds a run with other settings or parents: choose another run.name, "
-                f"or run.overwrite=true to lose it"
+                f"or run.overwrite=true to lose it (on other ranks it goes on where "
+                f"trainer.accumulate_grad_batches and trainer.val_check_interval, times the ranks, "
+                f"stay what they were)"
             )
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -145,8 +169,9 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
 
     from aqaa.backbone.loading import shape_of
     from aqaa.data.module import DataModule
-    from aqaa.runtime.callbacks import ShowProgress, StopOnNonFinite
+    from aqaa.runtime.callbacks import ShowProgress
     from aqaa.runtime.checkpoint import StateFiles
+    from aqaa.runtime.guard import StopOnNonFinite, Watchdog
     from aqaa.runtime.log import MetricsFile
     from aqaa.runtime.saving import SaveState, StopRequested
     from aqaa.runtime.strategy import end_others, gather_of
@@ -158,7 +183,10 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
     source = instantiate(cfg.data, _convert_="all")
     stage = instantiate(cfg.stage, _convert_="all")
     data = DataModule(
-        source, accumulate=cfg.trainer.accumulate_grad_batches, repeat=cfg.run.repeat_batches
+        source,
+        accumulate=cfg.trainer.accumulate_grad_batches,
+        repeat=cfg.run.repeat_batches,
+        workers=cfg.run.loader_workers,
     )
     states = out / STATES
     files = StateFiles(keep=cfg.run.keep_states)
@@ -166,7 +194,12 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
     more = [instantiate(cfg.log.logger)] if cfg.log.get("logger") else []
     trainer = instantiate(cfg.trainer)(
         logger=[MetricsFile(folder=out), *more],
-        callbacks=[saver, ShowProgress(name=cfg.run.name), StopOnNonFinite()],
+        callbacks=[
+            saver,
+            ShowProgress(name=cfg.run.name),
+            StopOnNonFinite(run=out),
+            Watchdog(run=out, after_s=cfg.run.hang_after_s),
+        ],
         plugins=[files],
     )
     try:

@@ -71,6 +71,11 @@ class SaveState(pl.Callback):
         """Add the random generators; forget the batch that is about to begin."""
         checkpoint["random"] = random_states()
         checkpoint["accumulate"] = trainer.accumulate_grad_batches
+        names = {id(p): name for name, p in pl_module.named_parameters()}
+        checkpoint["optimizer_names"] = [
+            [names[id(p)] for p in group["params"] if id(p) in names]
+            for group in trainer.optimizers[0].param_groups
+        ]
         progress = _batch_progress(checkpoint)
         for part in ("total", "current"):
             progress[part]["ready"] = progress[part]["completed"]  # Lightning: half done
@@ -127,7 +132,7 @@ class SaveState(pl.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
                 logger.write()  # a resume keeps the figures of the steps before the saved state
-        trainer.save_checkpoint(step_folder(self._folder, trainer.global_step), weights_only=False)
+        trainer.save_checkpoint(step_folder(self._folder, trainer.global_step))
         self._saved_at = time.monotonic()
         self._saved_step = trainer.global_step
 

@@ -3,10 +3,12 @@
 Letters: none; parameters pass through whole, whatever their shape.
 """
 
+import math
 import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from aqaa.errors import UsageError
+from aqaa.runtime import shards
+from aqaa.runtime.checkpoint import SHARDED
 from aqaa.storage import Gather, in_place
 
 
@@ -132,9 +136,44 @@ class ShardedStrategy(DeepSpeedStrategy):
 
     def backward(
         self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any
-    ) -> None:
+    ) -> Tensor:
         """Lightning has divided the loss by the accumulated batches; DeepSpeed must not again."""
-        super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Buffers alone: parameters are saved in shards."""
+        module: Any = self.lightning_module
+        parameters = dict(module.named_parameters())
+        return {k: v for k, v in module.state_dict().items() if k not in parameters}
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Nothing: it is saved in shards."""
+        return {}
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
+    ) -> None:
+        """Every rank saves what it holds."""
+        module: Any = self.lightning_module
+        about, tensors = shards.collect(self.deepspeed_engine, dict(module.named_parameters()))
+        files: Any = self.checkpoint_io
+        files.save_checkpoint({**checkpoint, SHARDED: about}, filepath, storage_options=tensors)
+
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read the state, and each rank its share, whatever number of ranks has written it."""
+        files: Any = self.checkpoint_io
+        state, found = files.load(checkpoint_path)
+        if found is None:  # saved by one process with whole copies
+            found = shards.WholeCopies(state=state)
+            state[SHARDED] = found.about
+        module: Any = self.lightning_module
+        parameters = dict(module.named_parameters())
+        buffers = {k: v for k, v in state["state_dict"].items() if k not in parameters}
+        module.load_state_dict(buffers, strict=False)
+        shards.restore(self.deepspeed_engine, parameters, state[SHARDED], found)
+        return state
 
 
 @contextmanager
@@ -160,6 +199,16 @@ def gather_of(strategy: Strategy) -> Gather:
 def _elsewhere(parameters: Sequence[nn.Parameter]) -> Iterator[bool]:
     """Parameters are whole on every rank, and another one keeps them."""
     yield False
+
+
+def gradient_norm(strategy: Strategy) -> float:
+    """Norm of the gradient of the step just taken, 0 where it lies with the parameters."""
+    if not isinstance(strategy, ShardedStrategy):
+        return 0.0
+    norm = strategy.deepspeed_engine.get_global_grad_norm()
+    if norm is None:
+        return 0.0
+    return float(norm) if norm >= 0 else math.nan  # DeepSpeed says -1 for what is no number
 
 
 def end_others(strategy: Strategy) -> None:

@@ -27,6 +27,7 @@ COMMANDS = frozenset(
         "aqaa.data.token_store.tokenize",
         "aqaa.data.validate.check",
         "aqaa.evaluation.evaluate.evaluate",
+        "aqaa.runtime.export.export",
         "aqaa.runtime.planner.plan",
         "aqaa.runtime.walkthrough.walkthrough",
         "aqaa.stages.merge.merge",

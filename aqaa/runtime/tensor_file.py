@@ -12,11 +12,13 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from aqaa.errors import UsageError
+from aqaa.storage import sha256_file
 
 _CHUNK_BYTES = 1 << 23
 _NAMES = {
@@ -80,9 +82,14 @@ class HostCopy:
 
     def _pieces(self) -> Iterator[bytes | memoryview]:
         yield len(self._header).to_bytes(8, "little") + self._header
-        data = memoryview(self._memory.numpy())
+        data = _bytes_of(self._memory)
         for begin in range(0, self._bytes, _CHUNK_BYTES):
             yield data[begin : min(begin + _CHUNK_BYTES, self._bytes)]
+
+
+def _bytes_of(memory: Tensor) -> memoryview:
+    data: Any = memory.numpy()
+    return memoryview(data)
 
 
 def _padded(header: bytes) -> bytes:
@@ -110,7 +117,7 @@ def read_hashed(path: Path, digest: str) -> Tensor:
     found = hashlib.sha256()
     try:
         memory = torch.empty(path.stat().st_size, dtype=torch.uint8)
-        view = memoryview(memory.numpy())
+        view = _bytes_of(memory)
         with open(path, "rb", buffering=0) as handle:
             done = 0
             while count := handle.readinto(view[done : done + _CHUNK_BYTES]):
@@ -123,9 +130,23 @@ def read_hashed(path: Path, digest: str) -> Tensor:
     return memory
 
 
+def check_hash(path: Path, digest: str) -> None:
+    """Read a file to its end and keep nothing.
+
+    Raises:
+        UsageError: as :func:`read_hashed`.
+    """
+    try:
+        found = sha256_file(path)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    if found != digest:
+        raise UsageError(f"{path} is damaged: its SHA-256 is not the one in the manifest")
+
+
 def tensors_in(memory: Tensor) -> dict[str, Tensor]:
     """The tensors of a file of ours that :func:`read_hashed` read, as views of its bytes."""
-    raw = memoryview(memory.numpy())
+    raw = _bytes_of(memory)
     start = 8 + int.from_bytes(raw[:8], "little")
     table = json.loads(bytes(raw[8:start]))
     found = {}

@@ -17,6 +17,7 @@ class Verb:
     summary: str
     example: str
     positional: str | None = None
+    alias: str | None = None
     configured: bool = True
     forwards: bool = False
 
@@ -75,6 +76,13 @@ _TABLE = (
         "merge",
         "average models, each with its weight",
         "aqaa merge 'models=[runs/sft_1/model,runs/sft_2/model]' 'weights=[5,5]'",
+    ),
+    Verb(
+        "export",
+        "write the backbone of a run's saved state, sharded or not, as a Hugging Face folder",
+        "aqaa export run=runs/sft_1 out=runs/sft_1_hf",
+        positional="source",
+        alias="run",
     ),
     Verb(
         "vocoder",

@@ -19,7 +19,7 @@ from aqaa.backbone.lora import Lora
 from aqaa.data.preferences import PreferenceBatch, PreferenceBatches
 from aqaa.losses.masked_dpo import DpoLoss, answer_scores, masked_dpo
 from aqaa.ranks import from_first, rank, ranks, total
-from aqaa.stages.language import SLOT_WEIGHTS, prepared, slot_tables
+from aqaa.stages.language import SLOT_WEIGHTS, Normalise, prepared, slot_tables
 from aqaa.stages.optimizer import OptimizerSettings
 from aqaa.storage import (
     Gather,
@@ -43,6 +43,7 @@ class Dpo(pl.LightningModule):
         activation_checkpointing: keep each layer's input only and compute it again on the way back.
         beta: strength of the implied penalty (the paper names none; 0.1 is the usual value).
         scores: file that keeps the reference scores, computed once.
+        normalise: log-probabilities over the ``slot`` of a position (ours) or the whole ``table``.
     """
 
     sharded = True
@@ -56,6 +57,7 @@ class Dpo(pl.LightningModule):
         activation_checkpointing: bool = False,
         beta: float = 0.1,
         scores: str,
+        normalise: Normalise = "slot",
     ) -> None:
         super().__init__()
         self._folder = Path(model)
@@ -64,6 +66,7 @@ class Dpo(pl.LightningModule):
         self._checkpointing = activation_checkpointing
         self._beta = beta
         self._scores_file = Path(scores)
+        self._normalise: Normalise = normalise
         self.deepspeed: dict[str, Any] | None = None  # the engine's settings, if it shards weights
         self.decoder: Any = None
         self.head: Any = None
@@ -82,7 +85,7 @@ class Dpo(pl.LightningModule):
             return
         self._backbone = load_backbone(self._folder, deepspeed=self.deepspeed)
         self.decoder = self._backbone.model
-        tables = slot_tables(self._backbone, SLOT_WEIGHTS)
+        tables = slot_tables(self._backbone, SLOT_WEIGHTS, self._normalise)
         self.head = ScoreHead(table=self._backbone.table, tables=tables)
         self._source.bind(self._backbone.ids)
         if self.deepspeed is None:
@@ -135,7 +138,7 @@ class Dpo(pl.LightningModule):
     def _reference_scores(self, source: PreferenceBatches) -> Tensor:
         """Scores (pairs, 2) of the start model, kept beside the run with what they belong to."""
         made_of = tree_hash(self._folder) or content_hash(self._folder)
-        key = f"{made_of}-{source.hash}-{source.mask}"
+        key = f"{made_of}-{source.hash}-{source.mask}-{self._normalise}"
         kept = load_tensors(self._scores_file) if self._scores_file.exists() else {}
         kept = from_first(kept)  # its file may come while the others look
         if key in kept:

@@ -1,11 +1,11 @@
-"""What the stages of the backbone share: the loss over a batch and its figures by kind of id.
+"""What the stages of the backbone share: the loss over a batch and its figures.
 
 Letters: B sequences, T ids, N supervised positions, W width.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -15,41 +15,44 @@ from torch import Tensor
 from aqaa.backbone.head import LossHead
 from aqaa.backbone.loading import Backbone, load_backbone
 from aqaa.backbone.lora import Lora
-from aqaa.data.dialogues import TokenBatch
+from aqaa.data.collate import TokenBatch
+from aqaa.data.dialogues import TASKS
 from aqaa.errors import UsageError
 from aqaa.losses.next_token import SlotTable, TokenLoss
+from aqaa.losses.tally import TOTALS, figures, tally
+from aqaa.ranks import total
 from aqaa.stages.optimizer import OptimizerSettings
 from aqaa.storage import Gather, in_place
 from aqaa.stream import Slot
+from aqaa.vocabulary import TOKEN_TYPES
 
 # Weight of a position by what it decides: few text ids carry the meaning, many audio ids the sound.
 SLOT_WEIGHTS = {"text": 3.0, "linguistic": 1.0, "semantic": 0.7, "after": 1.0}
+Normalise = Literal["slot", "table"]
 
 
-def slot_tables(backbone: Backbone, weights: Mapping[str, float]) -> dict[int, SlotTable]:
-    """The rows each slot is normalised over, with its weight; a slot left out carries no loss."""
-    rows = backbone.ids.vocabulary.rows
-    ids = backbone.ids
-    return {
-        int(slot): SlotTable.build(
-            slot.name.lower(),
-            ids.layout.slot_ids(slot, ids.vocabulary),
-            rows,
-            weights[slot.name.lower()],
-        )
-        for slot in Slot
-        if slot.name.lower() in weights
-    }
+def slot_tables(
+    backbone: Backbone, weights: Mapping[str, float], normalise: Normalise = "slot"
+) -> dict[int, SlotTable]:
+    """The rows each slot is normalised over, with its weight; a slot left out carries no loss.
 
-
-def supervised(backbone: Backbone, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states (N, W), targets (N,) and slots (N,) of the positions that carry loss.
-
-    The head then works on these rows alone; logits of the others never exist.
+    Over the whole table the id that a layout forces is learnt too, with the weight of ``after``:
+    Eq. 1 has a term for every id of the answer, and only a grammar makes this one certain.
     """
-    hidden = backbone.hidden(batch.input_ids).last_hidden_state
-    chosen = (batch.slots != Slot.NONE) & (batch.slots != Slot.FORCED)
-    return hidden[chosen], batch.targets[chosen], batch.slots[chosen]
+    if normalise not in get_args(Normalise):
+        raise UsageError(f"normalise={normalise} is neither {' nor '.join(get_args(Normalise))}")
+    rows = backbone.ids.vocabulary.rows
+    found = {}
+    for slot in Slot:
+        name = slot.name.lower()
+        if normalise == "table":
+            name = "after" if slot is Slot.FORCED else name
+            ids = None
+        else:
+            ids = backbone.ids.layout.slot_ids(slot, backbone.ids.vocabulary)
+        if name in weights:
+            found[int(slot)] = SlotTable.build(slot.name.lower(), ids, rows, weights[name])
+    return found
 
 
 def prepared(
@@ -71,6 +74,7 @@ class LanguageModel(pl.LightningModule):
         activation_checkpointing: keep each layer's input only and compute it again on the way back.
         slot_weights: weight of the loss of text, linguistic, semantic and after (ours; the paper
             weighs every id alike).
+        normalise: over the ``slot`` of a position (ours) or the whole ``table`` (Eq. 1).
     """
 
     sharded = True
@@ -83,6 +87,7 @@ class LanguageModel(pl.LightningModule):
         adapter: Lora | Mapping[str, Any] | None = None,
         activation_checkpointing: bool = False,
         slot_weights: Mapping[str, float] | None = None,
+        normalise: Normalise = "slot",
     ) -> None:
         super().__init__()
         self._folder = model
@@ -95,10 +100,13 @@ class LanguageModel(pl.LightningModule):
                 f"slot_weights names {', '.join(sorted(self._slot_weights)) or 'nothing'}: it must "
                 f"name {', '.join(SLOT_WEIGHTS)}, each once (0 for no loss)"
             )
+        self._normalise: Normalise = normalise
         self.deepspeed: dict[str, Any] | None = None  # the engine's settings, if it shards weights
         self.decoder: Any = None
         self.head: Any = None
         self._backbone: Backbone | None = None
+        self._tables: dict[int, SlotTable] = {}
+        self._seen: Tensor | None = None
 
     @property
     def backbone(self) -> Backbone:
@@ -113,8 +121,8 @@ class LanguageModel(pl.LightningModule):
         backbone = load_backbone(self._folder, deepspeed=self.deepspeed)
         self._backbone = prepared(backbone, self._adapter, self._checkpointing)
         self.decoder = self._backbone.model.train()
-        tables = slot_tables(self._backbone, self._slot_weights)
-        self.head = LossHead(table=self._backbone.table, tables=tables)
+        self._tables = slot_tables(self._backbone, self._slot_weights, self._normalise)
+        self.head = LossHead(table=self._backbone.table, tables=self._tables)
         self.trainer.datamodule.source.bind(self._backbone.ids)  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -123,27 +131,51 @@ class LanguageModel(pl.LightningModule):
         return self._optimizer.build(self.decoder, steps)
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
-        """Loss of one batch."""
-        found = self._loss(batch)
-        self._log("train", found, {f"train/{batch.task}": found.loss.detach()})
-        return found.loss
+        """Loss of one batch; figures are made for the steps that are logged, over all ranks."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        due = (self.global_step + 1) % every == 0
+        loss = self._loss(batch, count=due)
+        if due and (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            self._log("train")
+        return loss
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Loss on voices never trained, by kind of id and by task."""
-        found = self._loss(batch)
-        self._log("validation", found, {f"validation/{batch.task}": found.loss.detach()})
+        extra = self.trainer.datamodule.is_extra(batch_idx)  # type: ignore[attr-defined]
+        self._loss(batch, count=not extra)
 
-    def _loss(self, batch: TokenBatch) -> TokenLoss:
-        found: TokenLoss = self.head(*supervised(self.backbone, batch))
-        return found
+    def on_validation_epoch_end(self) -> None:
+        """Log what the check saw: means over its positions, however they were batched."""
+        self._log("validation")
 
-    def _log(self, split: str, found: TokenLoss, more: dict[str, Tensor]) -> None:
-        self.log_dict({f"{split}/loss": found.loss.detach(), **more}, batch_size=1)
-        for name, count in found.counts.items():
-            values = {f"{split}/{name}_loss": found.sums[name] / count}
-            if split == "validation":
-                values[f"{split}/{name}_accuracy"] = torch.tensor(found.correct[name] / count)
-            self.log_dict(values, batch_size=count)
+    def _loss(self, batch: TokenBatch, *, count: bool) -> Tensor:
+        more = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
+        hidden = self.backbone.hidden(batch.input_ids, use_cache=False, **more).last_hidden_state
+        # The head works on the supervised rows alone; logits of the others never exist.
+        learnt = torch.isin(batch.slots, torch.tensor(list(self._tables), device=self.device))
+        targets = batch.targets[learnt]
+        found: TokenLoss = self.head(hidden[learnt], targets, batch.slots[learnt])
+        if count:
+            tasks = batch.sources[learnt] + len(TOKEN_TYPES)
+            names = len(TOKEN_TYPES) + len(TASKS)
+            seen = tally(found, self._kinds(targets), tasks, size=names)
+            self._seen = seen if self._seen is None else self._seen + seen
+        return found.loss
+
+    def _kinds(self, targets: Tensor) -> Tensor:
+        """Where ids (N,) stand in ``TOKEN_TYPES``."""
+        v = self.backbone.ids.vocabulary
+        starts = torch.tensor([v.linguistic_start, v.semantic_start, v.marker_start])
+        return torch.bucketize(targets, starts.to(targets.device), right=True)
+
+    def _log(self, split: str) -> None:
+        """Log the sums since the last time, of all ranks; the only place that waits for them."""
+        names = (*TOKEN_TYPES, *TASKS)
+        seen = self._seen
+        if seen is None:  # a rank that had nothing to count
+            seen = torch.zeros(len(names), len(TOTALS), dtype=torch.float64, device=self.device)
+        self._seen = None
+        self.log_dict(figures(split, total(seen).tolist(), names, kinds=len(TOKEN_TYPES)))
 
     def export(self, folder: Path, gather: Gather = in_place) -> None:
         """Write the backbone folder, on the rank that keeps what is gathered."""

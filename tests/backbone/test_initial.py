@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from aqaa.backbone import initial
 from aqaa.backbone.initial import initialise, write_initial
 from aqaa.backbone.loading import load_backbone
 from aqaa.backbone.step1 import Step1Config
@@ -86,6 +87,20 @@ def test_a_tied_table_is_written_once_and_loads(tmp_path: Path) -> None:
     assert "lm_head.weight" in write(tmp_path / "b", tied=False)
     loaded = load_backbone(tmp_path / "a")
     assert loaded.table is loaded.model.model.embed_tokens.weight
+
+
+def test_a_large_model_is_written_in_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = write(tmp_path / "a")
+    monkeypatch.setattr(initial, "SHARD_BYTES", 100_000)
+    config = Step1Config(vocab_size=ROWS, **SIZES)
+    write_initial(tmp_path / "b", config=config, ids=ids())
+    assert len(list((tmp_path / "b").glob("model-*-of-00003.safetensors"))) == 3
+    verify_manifest(tmp_path / "b")
+    state = load_backbone(tmp_path / "b").model.state_dict()
+    assert state.keys() == whole.keys()
+    assert all(torch.equal(state[name], whole[name]) for name in whole)
 
 
 def test_rows_must_fit_the_ids(tmp_path: Path) -> None:

@@ -91,6 +91,30 @@ def test_another_causal_model_can_be_the_backbone(tmp_path: Path) -> None:
         assert torch.allclose(found, model(IDS).logits, atol=1e-5)
 
 
+def test_the_record_says_whose_weights_they_are(folder: Path) -> None:
+    assert json.loads((folder / "aqaa.json").read_text())["model_type"] == "step1"
+    load_backbone(folder).save(folder.parent / "again")
+    assert Ids.load(folder.parent / "again").model_type == "step1"
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_weights_of_step1_are_not_offered_to_a_llama(recorded: bool, folder: Path) -> None:
+    record = json.loads((folder / "aqaa.json").read_text())
+    if not recorded:  # as folders were written before: the class in config.json is left to tell
+        del record["model_type"]
+        (folder / "aqaa.json").write_text(json.dumps(record))
+        assert load_backbone(folder).ids.model_type == ""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+    with pytest.raises(UsageError, match="written as step1, but its config.json says llama"):
+        load_backbone(folder)
+
+
+def test_weights_may_be_loaded_in_another_precision(folder: Path) -> None:
+    loaded = load_backbone(folder, dtype=torch.bfloat16)
+    assert {p.dtype for p in loaded.model.parameters()} == {torch.bfloat16}
+
+
 def test_a_missing_tensor_is_not_made_up(folder: Path) -> None:
     state = load_tensors(folder / "model.safetensors")
     gone = "model.layers.1.mlp.up_proj.weight"

@@ -1,21 +1,25 @@
 """Step-1: its maths against loops, its names and sizes, transformers' way of saving it."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from aqaa.backbone.attention import Backend
-from aqaa.backbone.step1 import RMSNorm, Step1Config, Step1ForCausalLM
+from aqaa.backbone.step1 import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    RMSNorm,
+    Step1Config,
+    Step1ForCausalLM,
+)
 from aqaa.storage import load_tensors
 from tests.backbone.test_attention import loop
-from tests.golden.make import step1
+from tests.golden.make import randomise, step1
 
-CONF = Path(__file__).resolve().parents[2] / "conf" / "backbone"
 IDS = torch.arange(18).reshape(2, 9) * 7 % 40
 
 
@@ -225,40 +229,48 @@ def test_transformers_saves_and_loads_it_exactly(tied: bool, tmp_path: Path) -> 
     assert loaded.config.pad_token_id == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters", "tensors"),
-    [("step1_3b", 3_529_706_496, 291), ("step1_130b", 131_946_590_208, 795)],
-)
-def test_the_released_sizes(name: str, parameters: int, tensors: int) -> None:
-    settings = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    with torch.device("meta"):
-        model = Step1ForCausalLM(Step1Config(vocab_size=74752, **settings))
-    assert model.num_parameters() == parameters
-    assert len(model.state_dict()) == tensors
+def test_the_longest_row_has_two_names(tmp_path: Path) -> None:
+    config = Step1Config(max_position_embeddings=777)
+    assert (config.max_seq_len, config.max_position_embeddings) == (777, 777)
+    assert Step1Config(max_seq_len=5).max_position_embeddings == 5
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).max_seq_len == 777
 
 
-def test_the_released_names_and_shapes() -> None:
-    settings = yaml.safe_load((CONF / "step1_3b.yaml").read_text())
-    with torch.device("meta"):
-        model = Step1ForCausalLM(Step1Config(vocab_size=74752, **settings))
-    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    layer = "model.layers.31."
-    expected = {
-        "model.embed_tokens.weight": (74752, 3072),
-        layer + "input_layernorm.weight": (3072,),
-        layer + "self_attn.q_proj.weight": (3072, 3072),
-        layer + "self_attn.k_proj.weight": (256, 3072),
-        layer + "self_attn.v_proj.weight": (256, 3072),
-        layer + "self_attn.o_proj.weight": (3072, 3072),
-        layer + "post_attention_layernorm.weight": (3072,),
-        layer + "mlp.gate_proj.weight": (8192, 3072),
-        layer + "mlp.up_proj.weight": (8192, 3072),
-        layer + "mlp.down_proj.weight": (3072, 8192),
-        "model.norm.weight": (3072,),
-        "lm_head.weight": (74752, 3072),
-    }
-    kept = {k: v for k, v in shapes.items() if "layers." not in k or k.startswith(layer)}
-    assert kept == expected
+def test_a_dense_folder_with_the_name_and_keys_of_a_mixture_loads(tmp_path: Path) -> None:
+    model = step1()
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    stale = {"architectures": ["Step1MoEForCausalLM"], "moe_num_experts": 0, "moe_top_k": 1}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **stale}))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+    loaded.save_pretrained(tmp_path / "again")
+    assert AutoConfig.from_pretrained(tmp_path / "again").architectures == ["Step1ForCausalLM"]
+
+
+def test_a_llama_takes_the_tensors_and_computes_something_else(tmp_path: Path) -> None:
+    """The trap: names equal Llama's. With shared heads it fails, without it is silent."""
+    from transformers import LlamaForCausalLM
+
+    config = step1().config
+    for groups, shared in ((2, True), (6, False)):
+        config.num_attention_groups = groups
+        model = randomise(Step1ForCausalLM(config), 0)
+        model.save_pretrained(tmp_path / str(groups))
+        if shared:
+            with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+                LlamaForCausalLM.from_pretrained(tmp_path / str(groups))
+            continue
+        llama, report = LlamaForCausalLM.from_pretrained(
+            tmp_path / str(groups), output_loading_info=True
+        )
+        assert not any(report[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        with torch.no_grad():
+            ours, theirs = model(IDS).logits, llama.eval()(IDS).logits
+        assert float((ours - theirs).abs().mean() / ours.std()) > 0.1
+        assert isinstance(AutoModelForCausalLM.from_pretrained(tmp_path / "6"), Step1ForCausalLM)
 
 
 def test_unfit_sizes_are_refused() -> None:

@@ -1,6 +1,7 @@
 """What all sources of batches promise: a batch is a pure function of (seed, step)."""
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from aqaa.data.augment import Augmentation
 from aqaa.data.dialogues import DialogueBatches
+from aqaa.data.module import DataModule
 from aqaa.data.preferences import PreferenceBatches
 from aqaa.data.speech import SpeechBatches
 from aqaa.data.voice import FlowBatches, WaveformBatches
@@ -26,6 +28,17 @@ def dialogues(chain: Chain, seed: int) -> DialogueBatches:
     }
     folders = {"corpus": str(chain / "corpus"), "tokens": str(chain / "tokens")}
     source = DialogueBatches(**folders, tasks=tasks, steps=STEPS, code_noise=0.3, seed=seed)
+    source.bind(Ids.load(chain / "init"))
+    return source
+
+
+def packed(chain: Chain, seed: int) -> DialogueBatches:
+    from aqaa.backbone.loading import Ids
+
+    tasks = {"aqtaa": {"share": 2.0}, "asr": {"share": 1.0}, "tts": {"share": 1.0}}
+    folders = {"corpus": str(chain / "corpus"), "tokens": str(chain / "tokens")}
+    more = {"code_noise": 0.3, "row_tokens": 512, "rows": 2}
+    source = DialogueBatches(**folders, tasks=tasks, steps=STEPS, seed=seed, **more)
     source.bind(Ids.load(chain / "init"))
     return source
 
@@ -52,7 +65,7 @@ def waveform(chain: Chain, seed: int) -> WaveformBatches:
     return WaveformBatches(corpus=str(chain / "corpus"), batch=4, seed=seed)
 
 
-SOURCES = [dialogues, preferences, speech, flow, waveform]
+SOURCES = [dialogues, packed, preferences, speech, flow, waveform]
 
 
 def flat(batch: Any) -> list[Any]:
@@ -75,7 +88,7 @@ def test_a_batch_depends_on_seed_and_step_alone(
     assert any(order[step] != order[0] for step in range(1, 8))
 
 
-@pytest.mark.parametrize("make", [dialogues, speech, flow, waveform], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("make", [dialogues, packed, speech, flow, waveform], ids=lambda m: m.__name__)
 def test_the_periodic_check_never_changes(make: Callable[[Chain, int], Any], chain: Chain) -> None:
     source = make(chain, 0)
     before = [flat(batch) for batch in source.validation()]
@@ -88,3 +101,11 @@ def test_a_mixture_goes_past_its_plan(chain: Chain) -> None:
     order = [flat(source.batch(step)) for step in range(STEPS)]
     assert flat(source.batch(2 * STEPS + 3)) == flat(dialogues(chain, 0).batch(2 * STEPS + 3))
     assert [flat(source.batch(step)) for step in range(STEPS)] == order
+
+
+@pytest.mark.parametrize("make", [dialogues, packed], ids=lambda make: make.__name__)
+def test_loader_workers_change_nothing(make: Callable[[Chain, int], Any], chain: Chain) -> None:
+    alone = DataModule(make(chain, 0)).train_dataloader()
+    shared = DataModule(make(chain, 0), workers=2).train_dataloader()
+    for one, other in zip(islice(alone, 7), islice(shared, 7), strict=True):
+        assert flat(one) == flat(other)

@@ -16,7 +16,7 @@ from aqaa.data.voice import FlowBatches
 from aqaa.errors import UsageError
 from aqaa.lineage import tokenizer_hash
 from aqaa.signals import CodePair
-from aqaa.storage import read_json, tree_hash, verify_manifest, write_manifest
+from aqaa.storage import read_json, tree_hash, verify_manifest, write_json, write_manifest
 from aqaa.tokenizer.dual import DualTokenizer
 from tests.conftest import Chain
 
@@ -142,6 +142,15 @@ def test_a_corpus_made_again_does_not_fit_old_codes(
             use()
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "pairs").exists()
+
+
+def test_a_store_whose_keys_do_not_fit_is_refused(store: TokenStore, tmp_path: Path) -> None:
+    copy = tmp_path / "tokens"
+    shutil.copytree(store.folder, copy)
+    write_json(copy / "keys.json", store.keys()[:-1])
+    wrong = rf"keys.json names \d+ clips, linguistic.idx has {len(store.keys())}: the store is"
+    with pytest.raises(UsageError, match=wrong):
+        TokenStore(copy)
 
 
 def test_keys_are_plain_json(store: TokenStore) -> None:

@@ -45,9 +45,11 @@ def test_it_is_masked_cross_entropy() -> None:
     expected = sum(WEIGHTS[s] * sums[s] for s in ROWS) / weight
     assert float(out.loss) == pytest.approx(expected, rel=1e-5)
     for slot in ROWS:
-        assert float(out.sums[f"slot{slot}"]) == pytest.approx(sums[slot], rel=1e-5)
-        assert out.counts[f"slot{slot}"] == counts[slot]
-        assert out.correct[f"slot{slot}"] == right[slot]
+        here = slots == slot
+        assert float(out.nats[here].sum()) == pytest.approx(sums[slot], rel=1e-5)
+        assert int(out.correct[here].sum()) == right[slot]
+        assert out.weight[here].tolist() == [WEIGHTS[slot]] * counts[slot]
+    assert not out.nats[slots == 0].any() and not out.weight[slots == 0].any()
 
 
 def test_log_probs_are_those_of_the_loss() -> None:
@@ -59,13 +61,14 @@ def test_log_probs_are_those_of_the_loss() -> None:
     out = next_token(hidden, table, targets, slots, tables())
     for slot in ROWS:
         total = -found[slots == slot].sum()
-        assert float(total) == pytest.approx(float(out.sums[f"slot{slot}"]), rel=1e-5)
+        assert float(total) == pytest.approx(float(out.nats[slots == slot].sum()), rel=1e-5)
 
 
-def test_over_the_whole_table_it_is_the_papers_equation() -> None:
-    hidden, table, targets, _ = sample()
-    whole = {1: SlotTable.build("all", list(range(10)), 10, 1.0)}
-    out = next_token(hidden, table, targets, torch.ones(30, dtype=torch.long), whole)
+@pytest.mark.parametrize("rows", [None, range(10)])
+def test_over_the_whole_table_it_is_the_papers_equation(rows: object) -> None:
+    hidden, table, targets, slots = sample()
+    whole = {s: SlotTable.build("all", rows, 10, 1.0) for s in range(4)}  # type: ignore[arg-type]
+    out = next_token(hidden, table, targets, slots, whole)
     assert float(out.loss) == pytest.approx(float(F.cross_entropy(hidden @ table.T, targets)))
 
 
@@ -93,7 +96,7 @@ def test_gradients_equal_those_of_masked_cross_entropy() -> None:
 def test_nothing_supervised_is_no_loss() -> None:
     hidden, table, targets, slots = sample()
     out = next_token(hidden, table, targets, slots * 0, tables())
-    assert (float(out.loss), out.sums, out.counts) == (0, {}, {})
+    assert float(out.loss) == 0 and not out.nats.any() and not out.weight.any()
     assert token_log_probs(hidden, table, targets, slots * 0, tables()).tolist() == [0] * 30
 
 

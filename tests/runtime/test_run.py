@@ -2,14 +2,22 @@
 
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aqaa.errors import UsageError
-from aqaa.storage import load_tensors, read_json, write_json, write_manifest
-from tests.conftest import STEPS, Chain
+from aqaa.storage import (
+    load_tensors,
+    read_json,
+    verify_manifest,
+    write_json,
+    write_manifest,
+)
+from tests.conftest import ROOT, STEPS, Chain
 from tests.runs import WEIGHTS, At, assert_same_run, interrupt, rows, train
 
 # ---- finished runs
@@ -40,6 +48,44 @@ def test_a_finished_run_is_kept_wherever_it_lies(
         assert capsys.readouterr().out == f"{out} is finished: nothing to do\n"
 
 
+def test_a_run_with_an_adapter_leaves_both_and_is_kept(
+    chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = chain.words("sft_2", tmp_path, "adapter=lora")
+    out = train(words)
+    before, after = (load_tensors(f / "model" / WEIGHTS) for f in (chain / "sft_1", out))
+    moved = {name for name in before if not before[name].equal(after[name])}
+    assert before.keys() == after.keys() and moved == {n for n in before if "_proj" in n}
+    assert (out / "adapter/adapter_model.safetensors").is_file()
+    parent = read_json(out / "lineage.json")["parents"]["model"]
+    assert parent["path"] == f"{chain / 'sft_1'}/model"
+    assert read_json(out / "lineage.json")["parameters"] < sum(t.numel() for t in after.values())
+    capsys.readouterr()
+    assert train(words) == out
+    assert "is finished: nothing to do" in capsys.readouterr().out
+
+
+def test_two_processes_started_by_one_command_leave_what_one_does(
+    chain: Chain, tmp_path: Path
+) -> None:
+    words = (*chain.words("sft_2", tmp_path / "two", "trainer=gloo"), "optim.algorithm=sgd")
+    alone = ("trainer.accumulate_grad_batches=2", "trainer.val_check_interval=4")
+    one = train([*chain.words("sft_2", tmp_path / "one", *alone), words[-1]])
+    done = subprocess.run(
+        [sys.executable, "-m", "aqaa", *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    two = tmp_path / "two/sft_2"
+    assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in one.iterdir())
+    verify_manifest(two / "model")
+    mine, other = load_tensors(one / "model" / WEIGHTS), load_tensors(two / "model" / WEIGHTS)
+    assert max(float((mine[name] - other[name]).abs().max()) for name in mine) < 1e-5
+    for a, b in zip(rows(one), rows(two), strict=True):  # figures too are of both processes
+        assert a.keys() == b.keys() and "train/loss" in a and "validation/loss" in a
+        for name in a:
+            assert float(a[name] or 0) == pytest.approx(float(b[name] or 0), abs=1e-4), name
+
+
 def test_other_settings_are_refused_unless_the_run_may_be_lost(chain: Chain, spoil: Path) -> None:
     out = spoil / "vocoder_waveform"
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
@@ -51,6 +97,23 @@ def test_other_settings_are_refused_unless_the_run_may_be_lost(chain: Chain, spo
     train([*words, "run.overwrite=true"])
     assert rows(out) != rows(chain / "vocoder_waveform")
     assert len(rows(out)) == STEPS
+
+
+def test_where_it_runs_may_change_but_not_what_a_step_takes() -> None:
+    from aqaa.runtime.compose import compose
+    from aqaa.runtime.run import _settings
+
+    def settings(trainer: str, devices: int, nodes: int, batches: int, check: int) -> Any:
+        words = [f"trainer={trainer}", f"trainer.devices={devices}", f"trainer.num_nodes={nodes}"]
+        words += [f"trainer.accumulate_grad_batches={batches}"]
+        words += [f"trainer.val_check_interval={check}", "preset=walkthrough/sft_1"]
+        return _settings(compose("sft", words))
+
+    one = settings("cpu", 1, 1, 8, 40)
+    assert settings("gloo", 2, 1, 4, 20) == one
+    assert settings("gloo", 2, 2, 2, 10) == one
+    assert settings("gloo", 2, 1, 8, 20) != one  # twice the batches a step
+    assert settings("cpu", 1, 1, 8, 20) != one
 
 
 def test_a_folder_of_something_else_is_not_taken(chain: Chain, tmp_path: Path) -> None:
@@ -108,21 +171,31 @@ def test_half_a_record_is_one_sentence(name: str, chain: Chain, spoil: Path) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_half_a_saved_state_is_one_sentence(
-    chain: Chain, tmp_path: Path, after_step: dict[str, Any]
+def test_a_damaged_state_is_named_and_the_one_before_taken(
+    chain: Chain, tmp_path: Path, after_step: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = chain.words("vocoder_waveform", tmp_path)
-    after_step["do"] = At(3, interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        train(words)
-    last = tmp_path / "vocoder_waveform/checkpoints/last.ckpt"
-    whole = last.read_bytes()
-    for part in (b"", whole[:100], whole[: len(whole) // 2], b"x" * 1000):
-        last.write_bytes(part)
-        with pytest.raises(UsageError, match="last.ckpt is damaged .* remove it to") as caught:
+    for step in (2, 4):
+        after_step["do"] = At(step, interrupt)
+        with pytest.raises(KeyboardInterrupt):
             train(words)
-        assert "\n" not in str(caught.value)
-    last.unlink()
+    states = tmp_path / "vocoder_waveform/checkpoints"
+    last = states / "step_00000004/state.safetensors"
+    last.write_bytes(last.read_bytes()[:-1])
+    shutil.copytree(states, tmp_path / "states")
+    assert_same_run(train(words), chain / "vocoder_waveform")
+    said = capsys.readouterr().err
+    assert f"{last} is damaged" in said and "taking the state before it" in said
+    assert (states / "damaged_step_00000004").is_dir()
+    # None left: one sentence, and what to do helps.
+    (tmp_path / "vocoder_waveform/lineage.json").unlink()
+    shutil.rmtree(states)
+    shutil.copytree(tmp_path / "states", states)
+    (states / "step_00000002/state.json").write_text("{}")
+    with pytest.raises(UsageError, match="every saved state in .*: remove .*checkpoints") as caught:
+        train(words)
+    assert "\n" not in str(caught.value)
+    shutil.rmtree(states)
     assert_same_run(train(words), chain / "vocoder_waveform")
 
 
@@ -229,7 +302,8 @@ def test_the_record_names_the_parents(chain: Chain) -> None:
 
 def test_a_loss_that_is_no_number_stops_the_run(chain: Chain, tmp_path: Path) -> None:
     words = chain.words("vocoder_flow", tmp_path, "optim.lr=1e30", "optim.warmup_steps=1")
-    with pytest.raises(UsageError, match=r"the loss is (nan|inf) at step \d+: lower optim.lr"):
+    sentence = r"is (nan|inf) at step \d+ in batch \d+, saved in .*: lower optim.lr"
+    with pytest.raises(UsageError, match=sentence):
         train([*words, "trainer.gradient_clip_val=null"])
     assert not (tmp_path / "vocoder_flow" / "lineage.json").exists()
 
@@ -239,23 +313,25 @@ def test_a_full_disk_keeps_the_state_saved_before(
 ) -> None:
     import errno
 
-    import lightning.pytorch as pl
+    from aqaa.runtime.tensor_file import HostCopy
 
     words = chain.words("vocoder_flow", tmp_path, "run.save_every_s=0")
-    real = pl.Trainer.save_checkpoint
+    real = HostCopy.write
 
-    def save(self: pl.Trainer, path: Path) -> None:
-        real(self, path)
-        if self.global_step == 4:
-            Path(path).write_bytes(Path(path).read_bytes()[:1000])  # as much as there was room for
+    def write(self: HostCopy, path: Path) -> str:
+        digest = real(self, path)
+        if "step_00000004" in str(path):
+            path.write_bytes(path.read_bytes()[:1000])  # as much as there was room for
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return digest
 
-    monkeypatch.setattr(pl.Trainer, "save_checkpoint", save)
-    with pytest.raises(UsageError, match="last.ckpt: No space left on device; make room") as caught:
+    monkeypatch.setattr(HostCopy, "write", write)
+    sentence = "step_00000004: No space left on device; make room and run the same command again"
+    with pytest.raises(UsageError, match=sentence) as caught:
         train(words)
     assert "\n" not in str(caught.value)
     folder = tmp_path / "vocoder_flow" / "checkpoints"
-    assert [p.name for p in folder.iterdir()] == ["last.ckpt"]
+    assert sorted(p.name for p in folder.iterdir()) == ["step_00000002", "step_00000003"]
     monkeypatch.undo()
     assert_same_run(train(words), chain / "vocoder_flow")
 

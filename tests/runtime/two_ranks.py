@@ -14,7 +14,7 @@ import torch
 from aqaa.backbone.initial import write_initial
 from aqaa.backbone.lora import Lora
 from aqaa.backbone.step1 import Step1Config
-from aqaa.data.dialogues import TokenBatch
+from aqaa.data.collate import TokenBatch
 from aqaa.data.preferences import PreferenceBatch
 from aqaa.stages.dpo import Dpo
 from aqaa.stages.optimizer import OptimizerSettings
@@ -26,12 +26,18 @@ STEPS = 4
 LENGTH = 12
 LORA = Lora(rank=2, alpha=4, dropout=0.0, targets="all-linear", seed=3)
 # Names of trainings; "uncured" and "inside" undo a cure, and must be seen to fail.
-ALL = ("zero1", "zero2", "zero3", "uncured", "lora", "inside", "start", "dpo", "dpo_lora")
+ALL = (
+    *("zero1", "zero2", "zero3", "uncured", "layers", "llama", "half"),
+    *("lora", "inside", "start", "dpo", "dpo_lora"),
+)
 
 
-def write_model(folder: Path, *, tied: bool = False) -> None:
+def write_models(folder: Path) -> None:
+    """``init``, a Step-1, and ``llama_init``."""
     from tests.golden.make import ids
+    from tests.llama import write_llama
 
+    write_llama(folder / "llama_init", ids(), width=16)
     config = Step1Config(
         vocab_size=ids().vocabulary.rows,
         hidden_size=16,
@@ -39,31 +45,43 @@ def write_model(folder: Path, *, tied: bool = False) -> None:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_attention_groups=2,
-        tie_word_embeddings=tied,
     )
-    write_initial(folder, config=config, ids=ids(), row_std=0.5)
+    write_initial(folder / "init", config=config, ids=ids(), row_std=0.5)
 
 
 class Tokens:
     """Random ids; every batch supervises as many positions as any other."""
 
-    def __init__(self, unequal: bool) -> None:
+    def __init__(self, unequal: bool = False, rows: int = 0) -> None:
         self.unequal = unequal
+        self.rows = rows
 
     def bind(self, ids: Any) -> None:
         self.ids = ids
 
-    def batch(self, step: int, rows: int = 2) -> TokenBatch:
+    def batch(self, step: int) -> TokenBatch:
+        if not self.rows:
+            return self.drawn(step)
+        rows = range(step * self.rows, (step + 1) * self.rows)
+        pairs = [(self.drawn(row // 2), row % 2) for row in rows]
+        ids, targets, slots, sources = (
+            torch.cat([getattr(pair, name)[side, None] for pair, side in pairs])
+            for name in ("input_ids", "targets", "slots", "sources")
+        )
+        return TokenBatch("asr", ids, targets, slots, sources)
+
+    def drawn(self, step: int, rows: int = 2) -> TokenBatch:
         generator = torch.Generator().manual_seed(step)
         drawn = torch.randint(0, 40, (rows, LENGTH + 1), generator=generator)
         slots = torch.full((rows, LENGTH), int(Slot.TEXT))
         slots[:, ::3] = int(Slot.NONE)
         options = torch.tensor(self.ids.layout.slot_ids(Slot.TEXT, self.ids.vocabulary))
         targets = options[drawn[:, 1:] % len(options)]
-        return TokenBatch("toy", drawn[:, :-1], targets, slots)
+        return TokenBatch("asr", drawn[:, :-1], targets, slots, torch.ones_like(slots))
 
     def validation(self) -> list[TokenBatch]:
-        return [self.batch(100, 3), self.batch(101, 3), self.batch(102, 1)] if self.unequal else []
+        sizes = (3, 3, 1) if self.unequal else ()
+        return [self.drawn(100 + i, rows) for i, rows in enumerate(sizes)]
 
 
 class Pairs:
@@ -73,11 +91,11 @@ class Pairs:
     hash, mask = "toy", "none"
 
     def bind(self, ids: Any) -> None:
-        self.tokens = Tokens(False)
+        self.tokens = Tokens()
         self.tokens.bind(ids)
 
     def collate(self, pairs: list[int]) -> PreferenceBatch:
-        sides = [self.tokens.batch(1000 * side + pair, 1) for side in (1, 2) for pair in pairs]
+        sides = [self.tokens.drawn(1000 * side + pair, 1) for side in (1, 2) for pair in pairs]
         ids, targets, slots = (
             torch.cat([getattr(side, name) for side in sides])
             for name in ("input_ids", "targets", "slots")
@@ -91,8 +109,11 @@ class Pairs:
         return []
 
 
-def run(name: str, folder: Path, *, ranks: int) -> dict[str, Any]:
-    """One training; ``folder`` holds ``init`` and gets ``name``, as a run folder has it."""
+def run(name: str, folder: Path, *, ranks: int, rows: int = 0) -> dict[str, Any]:
+    """One training; ``folder`` holds ``init`` and gets ``name``, as a run folder has it.
+
+    A step takes four batches of two rows, or eight rows by ``rows`` a batch.
+    """
     import lightning.pytorch as pl
 
     from aqaa.data.module import DataModule
@@ -106,6 +127,9 @@ def run(name: str, folder: Path, *, ranks: int) -> dict[str, Any]:
         lr=lr, algorithm="sgd", warmup_steps=2, schedule="cosine", weight_decay=0.0
     )
     common: dict[str, Any] = {"model": str(folder / "init"), "optimizer": settings}
+    if name in ("llama", "half"):
+        common["model"] = str(folder / "llama_init")
+    common["activation_checkpointing"] = name == "layers"
     if name in ("lora", "inside", "dpo_lora"):
         common["adapter"] = LORA
     out = folder / name
@@ -114,17 +138,19 @@ def run(name: str, folder: Path, *, ranks: int) -> dict[str, Any]:
     if kind is Dpo:
         common |= {"scores": str(out / "scores.safetensors"), "beta": 0.5}
     stage = spied(kind, seen)(**common)
-    source: Any = Pairs() if kind is Dpo else Tokens(start)
-    accumulate = 4 // ranks
+    source: Any = Pairs() if kind is Dpo else Tokens(start, rows)
+    accumulate = 8 // rows if rows else 4 // ranks
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=ranks,
         strategy=strategy(name) if ranks > 1 else "auto",
+        precision="bf16-mixed" if name == "half" else "32-true",
         max_steps=STEPS,
         accumulate_grad_batches=accumulate,
         val_check_interval=2 * accumulate if start else None,
         check_val_every_n_epoch=None if start else 1,
         num_sanity_val_steps=0,
+        use_distributed_sampler=False,
         logger=False,
         enable_progress_bar=False,
         enable_checkpointing=False,
@@ -150,6 +176,13 @@ def spied(kind: type, seen: dict[str, Any]) -> type:
             parameters = list(self.decoder.parameters())
             seen["whole"] = sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
             seen["here"] = sum(p.numel() for p in parameters)
+            tensors = [getattr(p, "ds_tensor", p) for p in parameters]
+            seen["dtypes"] = sorted({str(tensor.dtype) for tensor in tensors})
+            seen["buffers"] = sorted({str(buffer.dtype) for buffer in self.decoder.buffers()})
+            optimizer = getattr(self.trainer.optimizers[0], "optimizer", None)
+            zero = getattr(optimizer, "_optimizer", self.trainer.optimizers[0])
+            masters = getattr(zero, "fp32_partitioned_groups_flat", [])
+            seen["masters"] = sorted({str(master.dtype) for master in masters})
             seen["shards"] = sum(p.ds_tensor.numel() for p in parameters if hasattr(p, "ds_tensor"))
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:

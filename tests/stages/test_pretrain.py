@@ -13,6 +13,7 @@ from aqaa.stages.optimizer import OptimizerSettings
 from aqaa.stages.pretrain import Pretrain
 from aqaa.storage import load_tensors
 from aqaa.stream import Slot
+from aqaa.vocabulary import TOKEN_TYPES
 from tests.conftest import Chain
 
 
@@ -51,8 +52,10 @@ def test_the_first_loss_is_that_of_the_start_model(chain: Chain, metrics) -> Non
 def test_figures_are_logged_by_task_and_by_kind_of_id(chain: Chain, metrics) -> None:
     rows = metrics(chain / "pretrain")
     names = set(rows[0])
-    for name in ("text", "linguistic", "semantic", "after"):
-        assert {f"validation/{name}_loss", f"validation/{name}_accuracy"} <= names
+    for name in TOKEN_TYPES:
+        for figure in ("loss", "entropy", "accuracy"):
+            assert f"validation/{name}_{figure}" in names
+    assert {"train/text_loss", "train/text_entropy", "train/text_accuracy"} <= names
     for task in ("asr", "aqta", "tqta", "tts", "interleaved", "continuation"):
         assert f"validation/{task}" in names
 

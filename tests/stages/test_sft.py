@@ -7,7 +7,10 @@ from aqaa.runtime.compose import compose
 from aqaa.stages.optimizer import OptimizerSettings
 from aqaa.stages.sft import Sft
 from aqaa.storage import load_tensors, read_json
+from aqaa.vocabulary import TOKEN_TYPES
 from tests.conftest import Chain
+
+FIGURES = ("loss", "entropy", "accuracy")
 
 
 def test_a_run_without_steps_of_any_size_is_its_parent(chain: Chain, tmp_path) -> None:
@@ -25,7 +28,7 @@ def test_the_second_round_has_one_task(chain: Chain, metrics) -> None:
     assert all(row["train/aqtaa"] == row["train/loss"] for row in rows)
     assert {name for name in rows[0] if name.startswith("train/")} == {
         *("train/loss", "train/aqtaa"),
-        *(f"train/{slot}_loss" for slot in ("text", "linguistic", "semantic", "after")),
+        *(f"train/{kind}_{what}" for kind in TOKEN_TYPES for what in FIGURES),
     }
 
 

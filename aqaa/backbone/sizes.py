@@ -1,0 +1,29 @@
+"""Names, shapes and number of a model's parameters, without its memory."""
+
+from typing import Any
+
+import torch
+
+from aqaa.backbone.step1 import AutoModelForCausalLM
+
+
+def empty_model(config: Any) -> Any:
+    """The causal language model of a transformers config, its tensors on the meta device.
+
+    Raises:
+        ValueError: transformers has no causal language model of this kind.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()
+    return model
+
+
+def shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor by name, in the model's order; tied ones once."""
+    return {k: tuple(p.shape) for k, p in empty_model(config).named_parameters()}
+
+
+def parameters(config: Any) -> int:
+    """Number of parameters, tied ones counted once."""
+    return sum(p.numel() for p in empty_model(config).parameters())

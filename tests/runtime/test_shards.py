@@ -1,0 +1,182 @@
+"""A ZeRO run is taken up bit for bit on as many ranks, and within rounding on any other number."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from aqaa.errors import UsageError
+from aqaa.runtime.checkpoint import StateFiles, read_state
+from aqaa.runtime.shards import MASTER, ShardFiles, WholeCopies, optimizer_state, unsharded
+from aqaa.runtime.states import saved_states
+from aqaa.storage import load_tensors, verify_manifest
+from tests.conftest import ROOT
+from tests.runtime.sharded import CUT, STEPS, train
+from tests.runtime.two_ranks import write_models
+
+BATCHES = 4 * STEPS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All trainings: one process first, whose cut state two take up, then two, then one again."""
+    folder = tmp_path_factory.mktemp("sharded")
+    write_models(folder)
+    found: dict[str, Any] = {"whole": train(folder / "one", folder / "init", "", ranks=1)}
+    found["from_one"] = train(folder / "from_one", folder / "init", "", ranks=1, cut=CUT)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    words += ["-m", "tests.runtime.sharded", str(folder)]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    states = folder / "back" / "checkpoints"
+    assert saved_states(states)
+    found["back_state"] = str(saved_states(states)[0])
+    found["back"] = train(folder / "back", folder / "init", "", ranks=1)
+    (folder / "alone.json").write_text(json.dumps(found))
+    return folder
+
+
+def alone(folder: Path, name: str) -> list[float]:
+    losses: list[float] = json.loads((folder / "alone.json").read_text())[name]["losses"]
+    return losses
+
+
+def together(folder: Path, name: str) -> list[float]:
+    """Losses of all batches in their order, which the ranks took in turns."""
+    told = [json.loads((folder / f"told.{rank}.json").read_text())[name] for rank in (0, 1)]
+    first, second = (seen["losses"] for seen in told)
+    return [loss for pair in zip(first, second, strict=True) for loss in pair]
+
+
+def model(run: Path) -> bytes:
+    return (run / "model/model.safetensors").read_bytes()
+
+
+def furthest(a: Path, b: Path) -> float:
+    one, two = (load_tensors(run / "model/model.safetensors") for run in (a, b))
+    return max(float((one[k] - two[k]).abs().max()) for k in one)
+
+
+def test_two_ranks_go_on_as_if_nothing_had_been(folder: Path) -> None:
+    assert together(folder, "same") == together(folder, "whole")
+    assert len(together(folder, "same")) == BATCHES
+    assert model(folder / "same") == model(folder / "whole")
+
+
+def test_another_zero_stage_takes_it_up(folder: Path) -> None:
+    assert together(folder, "other") == pytest.approx(together(folder, "whole"), abs=1e-5)
+    assert furthest(folder / "other", folder / "whole") < 1e-5
+
+
+def test_one_process_takes_up_what_two_began(folder: Path) -> None:
+    whole, back = alone(folder, "whole"), alone(folder, "back")
+    assert len(whole) == BATCHES and len(back) == BATCHES - 4 * CUT
+    assert back == pytest.approx(whole[4 * CUT :], abs=1e-5)
+    assert furthest(folder / "back", folder / "one") < 1e-4  # Adam turns rounding into steps
+
+
+def test_two_take_up_what_one_process_began(folder: Path) -> None:
+    whole = alone(folder, "whole")
+    assert alone(folder, "from_one") == whole[: 4 * CUT]
+    assert together(folder, "from_one") == pytest.approx(whole[4 * CUT :], abs=1e-5)
+
+
+def test_a_gradient_that_is_no_number_stops_two_ranks_with_their_batches(folder: Path) -> None:
+    for rank in (0, 1):
+        told = json.loads((folder / f"told.{rank}.json").read_text())["nan"]
+        wanted = f"the gradient's norm is nan at step 2 in batch {8 + rank}, {10 + rank}, saved in"
+        assert told.startswith(wanted)
+    assert len(list((folder / "nan/dumps").rglob("rank_*.safetensors"))) == 2
+
+
+def test_each_rank_has_a_file_and_the_manifest_lists_all(folder: Path) -> None:
+    state = saved_states(folder / "back/checkpoints")[0]
+    verify_manifest(state)
+    assert sorted(p.name for p in state.glob("shard_*")) == [
+        "shard_00000.safetensors",
+        "shard_00001.safetensors",
+    ]
+    tensors = load_tensors(state / "shard_00001.safetensors")
+    assert tensors and all(t.dim() == 1 and t.numel() for t in tensors.values())
+    for name in ("shard_00000.safetensors", "shard_00001.safetensors"):
+        whole = (state / name).read_bytes()
+        rng = random.Random(name)
+        for _ in range(20):
+            data = bytearray(whole)
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+            (state / name).write_bytes(data)
+            with pytest.raises(UsageError, match=f"{name} is damaged"):
+                read_state(state)
+        (state / name).write_bytes(whole)
+    read_state(state)
+
+
+# ---- cutting and joining, against plain slicing
+
+
+def write_shards(folder: Path, whole: dict[str, Tensor], cuts: list[int]) -> None:
+    """Every tensor of ``whole`` cut at ``cuts``, a file a part."""
+    folder.mkdir()
+    for rank, (begin, end) in enumerate(zip([0, *cuts], [*cuts, None], strict=True)):
+        parts = {f"{k}:{begin}": v.flatten()[begin:end].clone() for k, v in whole.items()}
+        kept = {name: part for name, part in parts.items() if len(part)}
+        save_file(kept, folder / f"shard_{rank:05d}.safetensors")
+
+
+def test_any_stretch_is_read_from_any_cut(tmp_path: Path) -> None:
+    whole = {f"{MASTER}:a.b": torch.rand(3, 5), f"{MASTER}:c": torch.rand(4)}
+    for number, cuts in enumerate(([], [7], [1, 2, 14], [5, 10])):
+        write_shards(tmp_path / str(number), whole, cuts)
+        files = ShardFiles(folder=tmp_path / str(number))
+        for full, tensor in whole.items():
+            name = full.split(":")[1]
+            for start in range(tensor.numel()):
+                for count in range(1, tensor.numel() - start + 1):
+                    found = files.read(MASTER, name, start, count)
+                    assert found.equal(tensor.flatten()[start : start + count])
+    with pytest.raises(UsageError, match="lack fp32 of c"):
+        files.read(MASTER, "c", 2, 3)
+    with pytest.raises(UsageError, match="lack exp_avg of c"):
+        files.read("exp_avg", "c", 0, 1)
+
+
+def test_a_plain_optimizer_reads_as_shards_and_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    names = [["0.weight", "1.weight"], ["0.bias", "1.bias"]]
+    parameters = dict(net.named_parameters())
+    first, second = ([parameters[name] for name in group] for group in names)
+    optimizer = torch.optim.AdamW([{"params": first, "lr": 0.1}, {"params": second, "lr": 0.2}])
+    for _ in range(3):
+        net(torch.rand(2, 3)).sum().backward()
+        optimizer.step()
+    state = {
+        "state_dict": net.state_dict(),
+        "optimizer_states": [optimizer.state_dict()],
+        "optimizer_names": names,
+    }
+    plain = WholeCopies(state=state)
+    assert plain.about["keys"] == ["exp_avg", "exp_avg_sq", MASTER]
+    assert all(tensor.equal(parameters[name]) for name, tensor in unsharded(plain.about, plain))
+    back = optimizer_state(plain.about, plain)
+    assert back["param_groups"] == optimizer.state_dict()["param_groups"]
+    for number, moments in optimizer.state_dict()["state"].items():
+        assert moments.keys() == back["state"][number].keys()
+        assert all(moments[k].equal(back["state"][number][k]) for k in moments)
+
+
+def test_a_plain_run_needs_no_shards(folder: Path) -> None:
+    state = StateFiles(keep=1).load_checkpoint(folder / "back/checkpoints")
+    assert "sharded" not in state and state["state_dict"]

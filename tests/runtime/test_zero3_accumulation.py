@@ -1,0 +1,83 @@
+"""Two processes under ZeRO train as one does: SGD, no clipping, two batches accumulated.
+
+Adam and clipping rescale a gradient that was divided once too often; SGD shows it.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.conftest import TwoRanks
+from tests.runtime.two_ranks import STEPS, changed, run, write_models
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "layers", "llama"])
+def test_two_ranks_train_as_one_process(name: str, two_ranks: TwoRanks) -> None:
+    single = "llama" if name == "llama" else "zero3"
+    alone = two_ranks.alone(single)["losses"]
+    together = two_ranks.losses(name)
+    assert len(alone) == len(together) == 4 * STEPS  # batches, each seen by one rank
+    assert alone[0] - min(alone[-4:]) > 0.5  # it does learn
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert changed(two_ranks.one / single / "model", two_ranks.two / name / "model") < 1e-5
+
+
+def test_eight_batches_of_one_are_one_batch_of_eight(two_ranks: TwoRanks, tmp_path: Path) -> None:
+    # All rows supervise equally many positions: the mean of means is then the mean of all.
+    write_models(tmp_path)
+    found = {rows: run(f"rows{rows}", tmp_path, ranks=1, rows=rows)["losses"] for rows in (1, 8)}
+    means = [sum(found[1][i : i + 8]) / 8 for i in range(0, 8 * STEPS, 8)]
+    assert means == pytest.approx(found[8], abs=1e-5)
+    # And both are the four batches of two rows that the other tests know.
+    known = two_ranks.alone("zero3")["losses"]
+    assert means == pytest.approx([sum(known[i : i + 4]) / 4 for i in range(0, 16, 4)], abs=1e-5)
+    assert changed(tmp_path / "rows1/model", tmp_path / "rows8/model") < 1e-5
+
+
+def test_layers_computed_again_are_the_same_to_the_bit(two_ranks: TwoRanks) -> None:
+    assert two_ranks.alone("layers")["losses"] == two_ranks.alone("zero3")["losses"]
+    assert changed(two_ranks.one / "layers/model", two_ranks.one / "zero3/model") == 0
+
+
+def test_without_the_cure_the_gradient_is_divided_twice(two_ranks: TwoRanks) -> None:
+    alone, uncured = two_ranks.alone("zero3")["losses"], two_ranks.losses("uncured")
+    assert uncured[:4] == pytest.approx(alone[:4], abs=1e-5)  # before the first step
+    gaps = [abs(a - b) for a, b in zip(alone[4:], uncured[4:], strict=True)]
+    assert min(gaps) > 1e-2
+
+
+def test_parameters_are_in_parts(two_ranks: TwoRanks) -> None:
+    first, second = two_ranks.seen("zero3")
+    assert first["whole"] == second["whole"] == two_ranks.alone("zero3")["whole"]
+    assert first["here"] == second["here"] == 0
+    assert first["shards"] == second["shards"] == first["whole"] / 2
+    for whole in two_ranks.seen("zero1"):
+        assert whole["here"] == whole["whole"] and whole["shards"] == 0
+
+
+def test_training_starts_from_the_same_bytes(two_ranks: TwoRanks) -> None:
+    # A rate of zero: what is written is what was loaded, into shards and out of them.
+    two_ranks.alone("start")
+    for folder in (two_ranks.one, two_ranks.two):
+        assert changed(folder / "init", folder / "start/model") == 0
+    first = (two_ranks.one / "start/model/model.safetensors").read_bytes()
+    assert first == (two_ranks.two / "start/model/model.safetensors").read_bytes()
+
+
+def test_ranks_check_unequal_shares_without_waiting_for_each_other(two_ranks: TwoRanks) -> None:
+    # Three batches of 3, 3 and 1 rows: the second rank has one, and keeps the first company.
+    first, second = (seen["validation"] for seen in two_ranks.seen("start"))
+    assert first == second and "validation/text_entropy" in first
+    assert first == pytest.approx(two_ranks.alone("start")["validation"], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dpo", "dpo_lora"])
+def test_preferences_too_with_the_scores_of_the_start(name: str, two_ranks: TwoRanks) -> None:
+    alone = two_ranks.alone(name)
+    for seen in two_ranks.seen(name):
+        for found, wanted in zip(seen["reference"], alone["reference"], strict=True):
+            assert found == pytest.approx(wanted, abs=1e-5)
+    losses = two_ranks.losses(name)
+    assert losses[:4] == pytest.approx([0.693147] * 4, abs=1e-5)
+    assert abs(losses[5] - losses[0]) > 0.01
+    assert losses == pytest.approx(alone["losses"], abs=1e-5)

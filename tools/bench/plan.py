@@ -48,15 +48,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_model(folder / "init")
-        measured("lora", folder)  # notes what a run imports; then every process has it from the start
+        measured("lora", folder)  # notes what a run imports: later ones begin with it
         for name in names:
             case = {"case": name, **predicted(name, folder), "measured_mb": measured(name, folder)}
             case["off"] = case["predicted_mb"] / case["measured_mb"] - 1
             if case["peer_mb"] is not None:
                 case["peer_off"] = case["peer_mb"] / case["measured_mb"] - 1
             found.append(case)
-            print(f"{name:12} predicted {case['predicted_mb']:7.1f} MB, measured "
-                  f"{case['measured_mb']:7.1f} MB: {100 * case['off']:+5.1f} %", flush=True)  # fmt: skip
+            pair = f"predicted {case['predicted_mb']:.1f} MB, measured {case['measured_mb']:.1f} MB"
+            print(f"{name:12} {pair}: {100 * case['off']:+.1f} %", flush=True)
     ours = 100 * max(abs(case["off"]) for case in found)
     theirs = [100 * abs(case["peer_off"]) for case in found if "peer_off" in case]
     peer = max(theirs, default=float("nan"))
@@ -139,7 +139,6 @@ def rank_of_a_case(name: str, folder: Path) -> None:
     ensure()
     import lightning.pytorch as pl
     from hydra.utils import instantiate
-
 
     from aqaa.data.module import DataModule
     from aqaa.runtime.compose import bind_targets, compose

@@ -109,6 +109,9 @@ def memory(shape: Shape, place: Placement) -> Memory:
     if place.offload_optimizer:
         optimizer = casts = 0
     fixed = weights + optimizer + buffers
+    # Lightning lets go of the last step's gradients only after the next forward pass, and those of
+    # earlier passes stay anyway. DeepSpeed empties them in its step; stage 3 keeps their room.
+    held = gradients if place.stage in (0, 3) or place.accumulate > 1 else 0
     return Memory(
         weights=weights,
         gradients=gradients,
@@ -116,8 +119,7 @@ def memory(shape: Shape, place: Placement) -> Memory:
         activations=activations,
         logits=logits,
         buffers=buffers,
-        # Lightning lets go of the last step's gradients only after the next forward pass.
-        backward=fixed + gradients + activations + logits,
+        backward=fixed + held + activations + logits,
         step=fixed + gradients + casts,
     )
 
@@ -166,7 +168,7 @@ def _buffers(shape: Shape, place: Placement) -> int:
     casts = 2 * shape.whole.parameters if place.autocast else 0
     if place.stage == 0:
         return casts + (trained * size if place.ranks > 1 else 0)  # one bucket beside each gradient
-    bucket = min(place.bucket_values, trained) * size
+    bucket = place.bucket_values * size  # taken whole, however few there are to reduce
     if place.stage < 3:
         return bucket
     live = min(shape.whole.parameters, max(place.live_values, shape.whole.largest))

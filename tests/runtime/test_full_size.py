@@ -61,7 +61,7 @@ def batch(verb: str) -> Any:
     """Two rows of a batch on the meta device."""
     ids = torch.zeros(2, TOKENS, dtype=torch.long, device="meta")
     known = {"task": "aqta", "pairs": [0], "input_ids": ids, "targets": ids, "slots": ids,
-             "keep": ids, "position_ids": ids}  # fmt: skip
+             "keep": ids, "sources": ids, "position_ids": ids}  # fmt: skip
     kind = PreferenceBatch if verb == "dpo" else TokenBatch
     return kind(**{name: known[name] for name in kind._fields})
 

@@ -126,7 +126,8 @@ def test_it_gives_up_after_so_many_tries(launch: Cluster) -> None:
     launch.env["AQAA"] = str(executable(launch.folder / "bin" / "broken", BROKEN))
     job = launch.start("slurm/launch.sh", "dpo", AQAA_RESTARTS="1")
     said, _ = job.communicate(timeout=60)
-    assert job.returncode == 1
+    # The broken rank's own code, or that of the one that was killed beside it.
+    assert job.returncode in (1, 128 + signal.SIGKILL)
     assert re.findall(r"try (\d) of (\d)", said) == [("1", "2"), ("2", "2")]
 
 

@@ -37,7 +37,7 @@ class LossHead(nn.Module):
         """Hidden states in the precision of the products, and the rows beside them."""
         self._tables = {slot: entry.to(hidden.device) for slot, entry in self._tables.items()}
         device = hidden.device.type
-        half = torch.is_autocast_enabled(device)
+        half = not hidden.is_meta and torch.is_autocast_enabled(device)
         return hidden.to(torch.get_autocast_dtype(device)) if half else hidden
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

@@ -85,7 +85,9 @@ def test_the_stage_of_a_preset_runs_at_130b(
     monkeypatch.setattr(dpo.Dpo, "_reference_scores", lambda *a: torch.zeros(1, 2, device="meta"))
     monkeypatch.setattr(type(stage), "log_dict", lambda *a, **k: None)
     source = SimpleNamespace(bind=lambda ids: None, rows=[0])
-    stage._trainer = SimpleNamespace(datamodule=SimpleNamespace(source=source))
+    stage._trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(source=source), log_every_n_steps=2, global_step=0
+    )
     monkeypatch.setattr(type(stage), "trainer", property(lambda self: self._trainer))
     all_nonzero = shapes.patch(meta_nonzero_assume_all_nonzero=True)
     with CostliestAnswer(), all_nonzero, torch.device("meta"):

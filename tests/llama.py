@@ -4,8 +4,7 @@ from pathlib import Path
 
 import torch
 
-from aqaa.backbone.loading import Ids
-from aqaa.storage import write_manifest
+from aqaa.backbone.loading import Backbone, Ids
 
 
 def write_llama(folder: Path, ids: Ids, *, width: int = 32, layers: int = 2) -> Path:
@@ -23,7 +22,5 @@ def write_llama(folder: Path, ids: Ids, *, width: int = 32, layers: int = 2) -> 
         tie_word_embeddings=False,
         initializer_range=0.2,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    ids.save(folder)
-    write_manifest(folder)
+    Backbone(LlamaForCausalLM(config), ids).save(folder)
     return folder

@@ -125,6 +125,13 @@ _TABLE = (
         "aqaa walkthrough",
     ),
     Verb(
+        "replay",
+        "make any step's batches again from a run folder, and open its dumps",
+        "aqaa replay run=runs/sft_1 step=120 out=runs/replay",
+        positional="source",
+        alias="run",
+    ),
+    Verb(
         "doctor",
         "check versions, known breakages, disk and devices, each with a cure",
         "aqaa doctor",

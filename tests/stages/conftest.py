@@ -14,6 +14,10 @@ class Data:
     def __init__(self, source: Any) -> None:
         self.source = source
 
+    def is_extra(self, batch_idx: int) -> bool:
+        """No other rank needs company."""
+        return False
+
 
 class Trainer:
     """Stands for the trainer."""

@@ -37,7 +37,7 @@ def make(folder: Path) -> None:
     """Write corpus, token store, backbone, and the same documents as TRL reads them."""
     import numpy as np
 
-    from aqaa.backbone.loading import Ids
+    from aqaa.backbone.loading import Backbone, Ids
     from aqaa.data.token_store import write_store
     from aqaa.signals import CodePair
     from aqaa.storage import atomic_folder, tree_hash, write_json
@@ -65,9 +65,7 @@ def make(folder: Path) -> None:
     with atomic_folder(folder / "tokens") as tokens:
         meta = {"tokenizer_hash": "bench", "corpus_hash": tree_hash(folder / "corpus")}
         write_store(tokens, codes, {**meta, "question_books": "both"})
-    with atomic_folder(folder / "model") as model:
-        write_llama(model)
-        ids.save(model)
+    Backbone(llama(), ids).save(folder / "model")
     write_json(folder / "documents.json", documents(folder))
 
 
@@ -85,7 +83,7 @@ def row(number: int, size: int, text: Any) -> dict[str, Any]:
     }
 
 
-def write_llama(folder: Path) -> None:
+def llama() -> Any:
     """The model both sides train, with seeded weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -104,7 +102,7 @@ def write_llama(folder: Path) -> None:
         eos_token_id=2,
         pad_token_id=0,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    return LlamaForCausalLM(config)
 
 
 def source(folder: Path) -> Any:

@@ -1,0 +1,171 @@
+"""Any step's exact batches, made again from a run folder's settings, and the dumps beside them.
+
+Letters: none; tensors pass through in their batches' shapes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from aqaa.backbone.loading import Ids
+from aqaa.data.dialogues import DialogueBatches
+from aqaa.data.preferences import PreferenceBatches
+from aqaa.errors import UsageError
+from aqaa.lineage import parent, read_lineage
+from aqaa.runtime.dumps import DUMPS, read_dump
+from aqaa.runtime.states import step_folder
+from aqaa.storage import atomic_folder, check_replaceable, save_tensors, write_json
+
+# A run folder's settings may come from anywhere: they choose among these and build nothing else.
+_SOURCES: dict[str, Callable[..., Any]] = {
+    "aqaa.data.dialogues.DialogueBatches": DialogueBatches,
+    "aqaa.data.preferences.PreferenceBatches": PreferenceBatches,
+}
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One batch of a step: its number in the data's order, and which rank takes it when."""
+
+    number: int
+    rank: int
+    micro: int
+
+
+def replay(*, source: str, step: int, out: str | None = None, ranks: int | None = None) -> None:
+    """Make the batches of an optimizer step again, print what they hold, and open its dumps.
+
+    Args:
+        source: a run folder of pretrain, sft or dpo.
+        step: the optimizer step, counted from zero.
+        out: folder for the tensors and the list of documents (None: print only).
+        ranks: how many ranks took the step (None: as many as the run's trainer says); a run that
+            was taken up on another number of ranks has other numbers from there on.
+
+    Raises:
+        UsageError: no run folder, a stage without such batches, parents that have changed.
+    """
+    if out is not None:
+        check_replaceable(out)
+    if step < 0:
+        raise UsageError(f"step={step} must be 0 or more")
+    folder = Path(source)
+    settings = _settings(folder)
+    _check_parents(folder)
+    data = _source(folder, settings)
+    found = []
+    for turn in turns(settings, step, ranks):
+        batch = data.batch(turn.number)
+        origins = _origins(data, turn.number)
+        _show(turn, batch, origins)
+        found.append((turn, batch, origins))
+    _open_dumps(folder, step, {turn.number: batch for turn, batch, _ in found})
+    if out is not None:
+        with atomic_folder(out) as temporary:
+            for turn, batch, origins in found:
+                name = f"batch_{turn.number:08d}"
+                save_tensors(temporary / f"{name}.safetensors", _tensors(batch))
+                about = {"number": turn.number, "rank": turn.rank, "micro": turn.micro}
+                write_json(temporary / f"{name}.json", {**about, "step": step, "rows": origins})
+        print(f"written to {out}")
+
+
+def turns(settings: dict[str, Any], step: int, ranks: int | None = None) -> list[Turn]:
+    """The batches of a step in the data's order, for the settings of a run."""
+    trainer, repeat = settings["trainer"], settings["run"].get("repeat_batches")
+    accumulate = int(trainer["accumulate_grad_batches"])
+    size = ranks or int(trainer["devices"]) * int(trainer["num_nodes"])
+    found = []
+    for micro in range(accumulate):
+        for rank in range(size):
+            number = (step * accumulate + micro) * size + rank
+            found.append(Turn(number % repeat if repeat else number, rank, micro))
+    return found
+
+
+def _settings(run: Path) -> dict[str, Any]:
+    """The resolved settings of a run, as plain values."""
+    from omegaconf import OmegaConf
+
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UsageError(f"{run} is not a run folder: it holds no config.yaml")
+    settings = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    if not isinstance(settings, dict) or not {"data", "stage", "trainer"} <= set(settings):
+        raise UsageError(f"{path} does not hold the settings of a training")
+    return settings  # type: ignore[return-value]
+
+
+def _check_parents(run: Path) -> None:
+    """Refuse parents that are no longer what the finished run was made from."""
+    record = read_lineage(run)
+    for name, was in record.parents.items() if record else ():
+        if parent(was.path).hash != was.hash:
+            raise UsageError(
+                f"{was.path}, the {name} of {run}, has changed since: its batches are gone"
+            )
+
+
+def _source(run: Path, settings: dict[str, Any]) -> Any:
+    """The run's source of batches, with the ids of the backbone it began from."""
+    told = dict(settings["data"])
+    target = told.pop("_target_", None)
+    if target not in _SOURCES:
+        raise UsageError(f"{run} trains from {target}: replay knows pretrain, sft and dpo")
+    source = _SOURCES[target](**told)
+    source.bind(Ids.load(settings["stage"]["model"]))
+    return source
+
+
+def _origins(source: Any, number: int) -> list[list[dict[str, Any]]]:
+    """For every row of a batch its documents: task, id of the row it comes from, sound files."""
+    if isinstance(source, DialogueBatches):
+        rows = source.drawn(number)
+        return [[{"task": task, **source.origin(row)} for task, row in row_] for row_ in rows]
+    pairs = source.batch(number).pairs
+    return [
+        [{"task": side, "id": source.rows[pair]["id"], "sound": []}]
+        for side in ("chosen", "rejected")
+        for pair in pairs
+    ]
+
+
+def _show(turn: Turn, batch: Any, origins: list[list[dict[str, Any]]]) -> None:
+    """Print what a batch holds."""
+    rows, width = batch.input_ids.shape
+    learnt = int((batch.slots > 0).sum())
+    documents = [document for row in origins for document in row]
+    print(
+        f"batch {turn.number} (rank {turn.rank}, {turn.micro} of the step): "
+        f"{rows} x {width} ids, {learnt} to learn, {len(documents)} documents"
+    )
+    for document in documents[:_SHOWN]:
+        sound = "; ".join(document["sound"]) or "no sound"
+        print(f"  {document['task']} {document['id']}: {sound}")
+    if len(documents) > _SHOWN:
+        print(f"  and {len(documents) - _SHOWN} more")
+
+
+def _tensors(batch: Any) -> dict[str, Tensor]:
+    """The tensors of a batch by field."""
+    return {k: v for k, v in batch._asdict().items() if isinstance(v, Tensor)}
+
+
+def _open_dumps(run: Path, step: int, batches: dict[int, Any]) -> None:
+    """Say what a dump of this step tells, and whether its batches are the ones made again."""
+    folder = step_folder(run / DUMPS, step)
+    for path in sorted(folder.glob("rank_*.json")):
+        trouble, kept = read_dump(folder, int(path.stem.removeprefix("rank_")))
+        print(f"{path}: {trouble.why}; batches {', '.join(map(str, trouble.batches))}")
+        for number, batch in zip(trouble.batches, kept, strict=False):
+            if number not in batches:
+                print(f"  batch {number} is not one of this step: say ranks={trouble.ranks}")
+                continue
+            again = _tensors(batches[number])
+            other = [n for n, t in again.items() if not t.equal(batch[n].cpu())]
+            same = f"differs in {', '.join(other)}" if other else "equals the one made again"
+            print(f"  batch {number} {same}")

@@ -33,12 +33,3 @@ def from_first(value: Any) -> Any:
     box = [value]
     distributed.broadcast_object_list(box)
     return box[0]
-
-
-def from_all(value: Any) -> list[Any]:
-    """What every rank has, by rank; every rank must come here."""
-    if ranks() == 1:
-        return [value]
-    box: list[Any] = [None] * ranks()
-    distributed.all_gather_object(box, value)
-    return box

@@ -11,7 +11,7 @@ from tests.runtime.conftest import TwoRanks
 from tests.runtime.two_ranks import STEPS, changed, run, write_models
 
 
-@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "layers", "llama"])
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "layers", "offload", "llama"])
 def test_two_ranks_train_as_one_process(name: str, two_ranks: TwoRanks) -> None:
     single = "llama" if name == "llama" else "zero3"
     alone = two_ranks.alone(single)["losses"]

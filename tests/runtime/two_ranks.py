@@ -27,7 +27,7 @@ LENGTH = 12
 LORA = Lora(rank=2, alpha=4, dropout=0.0, targets="all-linear", seed=3)
 # Names of trainings; "uncured" and "inside" undo a cure, and must be seen to fail.
 ALL = (
-    *("zero1", "zero2", "zero3", "uncured", "layers", "llama", "half"),
+    *("zero1", "zero2", "zero3", "uncured", "layers", "offload", "llama", "half"),
     *("lora", "inside", "start", "dpo", "dpo_lora"),
 )
 
@@ -211,7 +211,7 @@ def strategy(name: str) -> Any:
     return kinds.get(name, ShardedStrategy)(
         device="cpu",
         stage=number,  # type: ignore[arg-type]
-        offload="none",
+        offload="all" if name == "offload" else "none",
         overlap=False,
         reduce_bucket_elements=1000,
         gather_bucket_elements=1000,

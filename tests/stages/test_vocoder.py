@@ -47,6 +47,7 @@ def test_the_average_is_exported_and_not_trained(chain: Chain, attach, tmp_path:
             for p in stage.flow.parameters():
                 p.add_(1.0)
         batch = stage.trainer.datamodule.source.batch(step)
+        stage.trainer.global_step = step + 1
         stage.on_train_batch_end(None, batch, step)
         new = [p.detach() for p in stage.flow.parameters()]
         slow = new if step == 0 else [(a + b) / 2 for a, b in zip(slow, new, strict=True)]

@@ -36,11 +36,11 @@ class Turn:
     micro: int
 
 
-def replay(*, run: str, step: int, out: str | None = None, ranks: int | None = None) -> None:
+def replay(*, source: str, step: int, out: str | None = None, ranks: int | None = None) -> None:
     """Make the batches of an optimizer step again, print what they hold, and open its dumps.
 
     Args:
-        run: a run folder of pretrain, sft or dpo.
+        source: a run folder of pretrain, sft or dpo.
         step: the optimizer step, counted from zero.
         out: folder for the tensors and the list of documents (None: print only).
         ranks: how many ranks took the step (None: as many as the run's trainer says); a run that
@@ -53,14 +53,14 @@ def replay(*, run: str, step: int, out: str | None = None, ranks: int | None = N
         check_replaceable(out)
     if step < 0:
         raise UsageError(f"step={step} must be 0 or more")
-    folder = Path(run)
+    folder = Path(source)
     settings = _settings(folder)
     _check_parents(folder)
-    source = _source(folder, settings)
+    data = _source(folder, settings)
     found = []
     for turn in turns(settings, step, ranks):
-        batch = source.batch(turn.number)
-        origins = _origins(source, turn.number)
+        batch = data.batch(turn.number)
+        origins = _origins(data, turn.number)
         _show(turn, batch, origins)
         found.append((turn, batch, origins))
     _open_dumps(folder, step, {turn.number: batch for turn, batch, _ in found})

@@ -127,8 +127,9 @@ _TABLE = (
     Verb(
         "replay",
         "make any step's batches again from a run folder, and open its dumps",
-        "aqaa replay runs/sft_1 step=120 out=runs/replay",
-        positional="run",
+        "aqaa replay run=runs/sft_1 step=120 out=runs/replay",
+        positional="source",
+        alias="run",
     ),
     Verb(
         "doctor",

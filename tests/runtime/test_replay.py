@@ -46,7 +46,7 @@ def test_the_batches_are_those_of_the_training(
     run = train(chain.words(stage, tmp_path, "run.steps=3", "trainer.limit_val_batches=0", *more))
     assert len(seen) == 3 * each
     out = tmp_path / "replay"
-    assert main(["replay", str(run), "step=2", f"out={out}"]) == 0
+    assert main(["replay", f"run={run}", "step=2", f"out={out}"]) == 0
     said = capsys.readouterr().out
     for batch, number in zip(seen[2 * each :], range(2 * each, 3 * each), strict=True):
         found = load_tensors(out / f"batch_{number:08d}.safetensors")
@@ -61,7 +61,7 @@ def test_the_batches_are_those_of_the_training(
 def test_documents_are_named_with_their_sound(
     chain: Chain, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    replay(run=str(chain / "sft_1"), step=1, out=str(tmp_path / "out"))
+    replay(source=str(chain / "sft_1"), step=1, out=str(tmp_path / "out"))
     said = capsys.readouterr().out
     corpus = {row["id"]: row for row in Corpus(chain / "corpus").rows("train")}
     rows = read_json(tmp_path / "out" / "batch_00000001.json")["rows"]
@@ -91,7 +91,7 @@ def test_a_dump_is_opened_and_compared(
     write_dump(run, Trouble("the loss is nan", 1, [1], 0, 1), [batch])
     wrong = batch._replace(targets=batch.targets + 1)
     write_dump(run, Trouble("the loss is nan", 1, [1, 7], 1, 2), [wrong, source.batch(0)])
-    replay(run=str(run), step=1)
+    replay(source=str(run), step=1)
     said = capsys.readouterr().out
     assert "rank_00000.json: the loss is nan; batches 1\n" in said
     assert "  batch 1 equals the one made again" in said
@@ -101,11 +101,11 @@ def test_a_dump_is_opened_and_compared(
 
 def test_errors_of_use(chain: Chain, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a run folder: it holds no config.yaml"):
-        replay(run=str(tmp_path), step=0)
+        replay(source=str(tmp_path), step=0)
     with pytest.raises(UsageError, match="step=-1 must be 0 or more"):
-        replay(run=str(chain / "sft_1"), step=-1)
+        replay(source=str(chain / "sft_1"), step=-1)
     with pytest.raises(UsageError, match="replay knows pretrain, sft and dpo"):
-        replay(run=str(chain / "vocoder_flow"), step=0)
+        replay(source=str(chain / "vocoder_flow"), step=0)
 
 
 def test_settings_of_a_run_folder_build_nothing_else(tmp_path: Path) -> None:
@@ -113,4 +113,4 @@ def test_settings_of_a_run_folder_build_nothing_else(tmp_path: Path) -> None:
         "data: {_target_: os.system, command: 'false'}\nstage: {}\ntrainer: {}\n"
     )
     with pytest.raises(UsageError, match="trains from os.system: replay knows"):
-        replay(run=str(tmp_path), step=0)
+        replay(source=str(tmp_path), step=0)

@@ -141,7 +141,7 @@ def write_model(folder: Path, sizes: dict[str, Any], *, adapter: bool) -> Any:
 
 def one_batch(rows: int) -> Any:
     """A source that gives the same random rows in every step, every position supervised."""
-    from aqaa.data.dialogues import TokenBatch
+    from aqaa.data.collate import TokenBatch
     from aqaa.stream import Slot
 
     known: dict[str, Any] = {}
@@ -152,6 +152,7 @@ def one_batch(rows: int) -> Any:
         drawn = text[torch.randint(0, len(text), (rows, ROW_TOKENS + 1), generator=generator)]
         fields = {"task": "toy", "input_ids": drawn[:, :-1], "targets": drawn[:, 1:],
                   "slots": torch.full((rows, ROW_TOKENS), int(Slot.TEXT)),
+                  "sources": torch.zeros(rows, ROW_TOKENS, dtype=torch.long),
                   "position_ids": torch.arange(ROW_TOKENS).expand(rows, -1)}  # fmt: skip
         return TokenBatch(**{name: fields[name] for name in TokenBatch._fields})
 

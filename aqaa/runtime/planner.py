@@ -205,6 +205,7 @@ def placement(cfg: Any, *, rows: int | None, row_tokens: int | None) -> Placemen
         row_tokens=row_tokens or cfg.data.get("row_tokens") or _PADDED_TOKENS,
         accumulate=int(trainer.accumulate_grad_batches),
         checkpointing=bool(cfg.stage.activation_checkpointing),
+        host=str(trainer.accelerator) == "cpu",
         **zero,
     )
 

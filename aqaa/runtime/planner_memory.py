@@ -31,6 +31,8 @@ class Placement:
         bucket_values: gradients reduced at a time.
         live_values: weights stage 3 holds gathered at a time.
         slice_numbers: logits that exist at a time.
+        host: the ranks are CPU processes, where DeepSpeed's stages 1 and 2 keep the weights as they
+            were loaded beside their own flat copy (measured; a GPU's are moved).
     """
 
     stage: int
@@ -46,6 +48,7 @@ class Placement:
     bucket_values: int = 500_000_000
     live_values: int = 1_000_000_000
     slice_numbers: int = 1 << 25
+    host: bool = False
 
     @property
     def tokens(self) -> int:
@@ -170,7 +173,7 @@ def _buffers(shape: Shape, place: Placement) -> int:
         return casts + (trained * size if place.ranks > 1 else 0)  # one bucket beside each gradient
     bucket = place.bucket_values * size  # taken whole, however few there are to reduce
     if place.stage < 3:
-        return bucket
+        return bucket + (shape.whole.parameters * size if place.host else 0)
     live = min(shape.whole.parameters, max(place.live_values, shape.whole.largest))
     largest = shape.whole.largest if trained == shape.whole.parameters else 0
     return (live + largest) * size + bucket

@@ -89,6 +89,22 @@ def test_the_speed_of_130b() -> None:
     assert big(SLIM, rows=4, gpu="h200").timing.limit == "compute"
 
 
+def test_packed_rows_come_from_the_preset() -> None:
+    gpus = {name: Hardware(**yaml(f"gpu/{name}")) for name in ("h200", "h100-80")}
+    found = {
+        name: make_plan(
+            "sft", ["preset=paper/sft_1"], gpu=gpu, backbone=yaml("backbone/step1_130b")
+        )
+        for name, gpu in gpus.items()
+    }
+    place = found["h200"].place
+    assert (place.rows, place.row_tokens, place.ranks) == (1, 16384, 128)
+    assert found["h200"].memory.peak < found["h200"].gpu.usable_bytes
+    assert found["h200"].timing.limit == "compute"  # long rows hide the gathers
+    # 78.5 GB: more than 128 H100 leave; half a row fits, and then the network is the limit.
+    assert nearest_fit(found["h100-80"]) == "the nearest that fits is row_tokens=8192"
+
+
 def test_what_the_ranks_share_by_stage() -> None:
     kinds = {}
     for stage in (1, 2, 3):

@@ -179,7 +179,7 @@ def random_rows() -> Any:
     """A source of random ids, every position supervised."""
     import torch
 
-    from aqaa.data.dialogues import TokenBatch
+    from aqaa.data.collate import TokenBatch
     from aqaa.stream import Slot
 
     known: dict[str, Any] = {}
@@ -190,6 +190,7 @@ def random_rows() -> Any:
         drawn = torch.tensor(rows)[torch.randint(0, len(rows), shape)]
         fields = {"task": "toy", "input_ids": drawn, "targets": drawn,
                   "slots": torch.full(shape, int(Slot.TEXT)),
+                  "sources": torch.zeros(shape, dtype=torch.long),
                   "position_ids": torch.arange(ROW_TOKENS).expand(shape)}  # fmt: skip
         return TokenBatch(**{name: fields[name] for name in TokenBatch._fields})
 

@@ -6,8 +6,9 @@ costs half as much at tiny sizes; over the whole table it is the paper's Eq. 1.
 """
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,7 +104,7 @@ def next_token(
     learns = torch.is_grad_enabled()
     wanted = (learns and hidden.requires_grad, learns and table.requires_grad)
     coefficient = weight / weight.sum().clamp_min(1e-9)
-    with torch.autocast(hidden.device.type, enabled=False):
+    with _as_given(hidden):
         parts = MeanNats.apply(hidden, table, coefficient, groups, wanted, slice_numbers)
     loss, nats, entropy, correct = parts
     return TokenLoss(loss, nats, entropy, correct, weight)
@@ -123,9 +124,14 @@ def token_log_probs(
     Arguments as of :func:`next_token`; (N,) float32, zero where a slot has no table.
     """
     groups = _groups(targets, slots, tables)
-    with torch.autocast(hidden.device.type, enabled=False):
+    with _as_given(hidden):
         nats: Tensor = Nats.apply(hidden, table, groups, slice_numbers)
     return -nats
+
+
+def _as_given(hidden: Tensor) -> AbstractContextManager[Any]:
+    """No precision but the tensors' own; the meta device knows no other."""
+    return nullcontext() if hidden.is_meta else torch.autocast(hidden.device.type, enabled=False)
 
 
 def _groups(targets: Tensor, slots: Tensor, tables: dict[int, SlotTable]) -> list[Group]:

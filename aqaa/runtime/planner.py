@@ -18,6 +18,7 @@ from aqaa.runtime.planner_time import Hardware, Timing, timing
 
 PLANNED = ("pretrain", "sft", "dpo")
 _MOST_NODES = 4096
+_PADDED_TOKENS = 4096  # of a row that is not packed; its true length depends on the data
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def plan(
     model: str | None = None,
     table_rows: int = 74752,
     rows: int | None = None,
-    row_tokens: int = 4096,
+    row_tokens: int | None = None,
     tokens: float | None = None,
     out: str | None = None,
     as_json: bool = False,
@@ -112,8 +113,8 @@ def plan(
         gpus_per_node: ranks on each; None as the verb's trainer says.
         model: folder of another causal LM's config.json.
         table_rows: of a backbone named by its sizes.
-        rows: sequences in a forward pass of a rank; None the largest batch of the verb's data.
-        row_tokens: ids in a sequence.
+        rows: sequences in a forward pass of a rank; None as the verb's data says.
+        row_tokens: ids in a sequence; None as the verb's data says.
         tokens: ids to train on; None those of run.steps steps.
         out: write an sbatch file here.
         as_json: print one JSON object instead of tables.
@@ -148,7 +149,7 @@ def make_plan(
     model: str | None = None,
     table_rows: int = 74752,
     rows: int | None = None,
-    row_tokens: int = 4096,
+    row_tokens: int | None = None,
     tokens: float | None = None,
 ) -> Plan:
     """The plan, whether it fits or not; arguments as of :func:`plan`."""
@@ -187,7 +188,7 @@ def make_plan(
     )
 
 
-def placement(cfg: Any, *, rows: int | None, row_tokens: int) -> Placement:
+def placement(cfg: Any, *, rows: int | None, row_tokens: int | None) -> Placement:
     """How the composed config of a verb would spread the training out."""
     trainer = cfg.trainer
     ranks = int(trainer.num_nodes) * int(trainer.devices)
@@ -201,9 +202,10 @@ def placement(cfg: Any, *, rows: int | None, row_tokens: int) -> Placement:
         weight_bytes=2 if half else 4,
         autocast=not half and "mixed" in str(trainer.precision),
         rows=_rows(cfg) if rows is None else rows,
-        row_tokens=row_tokens,
+        row_tokens=row_tokens or cfg.data.get("row_tokens") or _PADDED_TOKENS,
         accumulate=int(trainer.accumulate_grad_batches),
         checkpointing=bool(cfg.stage.activation_checkpointing),
+        host=str(trainer.accelerator) == "cpu",
         **zero,
     )
 
@@ -238,13 +240,16 @@ def _changes(plan: Plan) -> Iterator[tuple[str, Placement]]:
         kinder.append(("stage.activation_checkpointing=true", place.with_(checkpointing=True)))
     for rows in range(place.rows - 1, 0, -1):
         kinder.append((f"rows={rows}", place.with_(rows=rows)))
+    for parts in (2, 4, 8):
+        tokens = place.row_tokens // parts
+        kinder.append((f"row_tokens={tokens}", place.with_(row_tokens=max(1, tokens))))
     if place.rows > 1 and not place.checkpointing:
         kinder.append(
             ("stage.activation_checkpointing=true rows=1", place.with_(checkpointing=True, rows=1))
         )
     yield from kinder[1:]
-    last = kinder[-1] if len(kinder) > 1 else kinder[0]
-    for words, other in (kinder[0], last):
+    slim = [k for k in kinder if k[1].checkpointing and k[1].row_tokens == place.row_tokens]
+    for words, other in (kinder[0], slim[-1] if slim else kinder[0]):
         for nodes in range(plan.nodes + 1, _MOST_NODES + 1):
             more = f"nodes={nodes} {words}".strip()
             yield more, other.with_(ranks=nodes * plan.gpus_per_node)
@@ -285,6 +290,8 @@ def _adapter(cfg: Any) -> dict[str, Any] | None:
 
 def _rows(cfg: Any) -> int:
     data = cfg.data
+    if data.get("row_tokens"):
+        return int(data.rows)
     if "tasks" in data and data.tasks:
         return max(int(task.batch) for task in data.tasks.values())
     batch = int(data.get("batch", 1))

@@ -31,6 +31,8 @@ class Placement:
         bucket_values: gradients reduced at a time.
         live_values: weights stage 3 holds gathered at a time.
         slice_numbers: logits that exist at a time.
+        host: the ranks are CPU processes, where DeepSpeed's stages 1 and 2 keep the weights as they
+            were loaded beside their own flat copy (measured; a GPU's are moved).
     """
 
     stage: int
@@ -46,6 +48,7 @@ class Placement:
     bucket_values: int = 500_000_000
     live_values: int = 1_000_000_000
     slice_numbers: int = 1 << 25
+    host: bool = False
 
     @property
     def tokens(self) -> int:
@@ -109,6 +112,9 @@ def memory(shape: Shape, place: Placement) -> Memory:
     if place.offload_optimizer:
         optimizer = casts = 0
     fixed = weights + optimizer + buffers
+    # Lightning lets go of the last step's gradients only after the next forward pass, and those of
+    # earlier passes stay anyway. DeepSpeed empties them in its step; stage 3 keeps their room.
+    held = gradients if place.stage in (0, 3) or place.accumulate > 1 else 0
     return Memory(
         weights=weights,
         gradients=gradients,
@@ -116,8 +122,7 @@ def memory(shape: Shape, place: Placement) -> Memory:
         activations=activations,
         logits=logits,
         buffers=buffers,
-        # Lightning lets go of the last step's gradients only after the next forward pass.
-        backward=fixed + gradients + activations + logits,
+        backward=fixed + held + activations + logits,
         step=fixed + gradients + casts,
     )
 
@@ -166,9 +171,9 @@ def _buffers(shape: Shape, place: Placement) -> int:
     casts = 2 * shape.whole.parameters if place.autocast else 0
     if place.stage == 0:
         return casts + (trained * size if place.ranks > 1 else 0)  # one bucket beside each gradient
-    bucket = min(place.bucket_values, trained) * size
+    bucket = place.bucket_values * size  # taken whole, however few there are to reduce
     if place.stage < 3:
-        return bucket
+        return bucket + (shape.whole.parameters * size if place.host else 0)
     live = min(shape.whole.parameters, max(place.live_values, shape.whole.largest))
     largest = shape.whole.largest if trained == shape.whole.parameters else 0
     return (live + largest) * size + bucket

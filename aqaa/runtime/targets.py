@@ -29,6 +29,7 @@ COMMANDS = frozenset(
         "aqaa.evaluation.evaluate.evaluate",
         "aqaa.runtime.export.export",
         "aqaa.runtime.planner.plan",
+        "aqaa.runtime.replay.replay",
         "aqaa.runtime.walkthrough.walkthrough",
         "aqaa.stages.merge.merge",
     }

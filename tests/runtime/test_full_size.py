@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from aqaa.backbone.loading import Backbone
 from aqaa.backbone.shape import build_meta, step1_config
-from aqaa.data.dialogues import TokenBatch
+from aqaa.data.collate import TokenBatch
 from aqaa.data.preferences import PreferenceBatch
 from aqaa.runtime.compose import bind_targets, compose
 from aqaa.vocabulary import Vocabulary
@@ -33,6 +33,10 @@ class CostliestAnswer(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return False if args[0].dtype == torch.bool else 0
+        if func is torch.ops.aten.bincount.default and args[0].is_meta:
+            counts = torch.zeros(args[2], dtype=torch.long, device="cpu")
+            counts[-1] = len(args[0])  # all in one slot
+            return counts
         return func(*args, **(kwargs or {}))
 
 
@@ -61,7 +65,7 @@ def batch(verb: str) -> Any:
     """Two rows of a batch on the meta device."""
     ids = torch.zeros(2, TOKENS, dtype=torch.long, device="meta")
     known = {"task": "aqta", "pairs": [0], "input_ids": ids, "targets": ids, "slots": ids,
-             "keep": ids, "position_ids": ids}  # fmt: skip
+             "keep": ids, "position_ids": ids, "sources": ids}  # fmt: skip
     kind = PreferenceBatch if verb == "dpo" else TokenBatch
     return kind(**{name: known[name] for name in kind._fields})
 
@@ -83,9 +87,15 @@ def test_the_stage_of_a_preset_runs_at_130b(
     for module in (dpo, language):
         monkeypatch.setattr(module, "load_backbone", lambda *a, **k: backbone)
     monkeypatch.setattr(dpo.Dpo, "_reference_scores", lambda *a: torch.zeros(1, 2, device="meta"))
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *a: False)  # meta is not asked
+    monkeypatch.setattr(type(stage), "_log", lambda *a, **k: None, raising=False)
     monkeypatch.setattr(type(stage), "log_dict", lambda *a, **k: None)
     source = SimpleNamespace(bind=lambda ids: None, rows=[0])
-    stage._trainer = SimpleNamespace(datamodule=SimpleNamespace(source=source))
+    stage._trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(source=source),
+        log_every_n_steps=1, accumulate_grad_batches=1, global_step=0,
+    )  # fmt: skip
+    stage._device = torch.device("meta")
     monkeypatch.setattr(type(stage), "trainer", property(lambda self: self._trainer))
     all_nonzero = shapes.patch(meta_nonzero_assume_all_nonzero=True)
     with CostliestAnswer(), all_nonzero, torch.device("meta"):

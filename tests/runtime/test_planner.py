@@ -33,7 +33,7 @@ def big(
     return make_plan(
         verb, [f"preset=paper/{'dpo' if verb == 'dpo' else 'sft_1'}", *words],
         gpu=Hardware(**yaml(f"gpu/{gpu}")), backbone=yaml("backbone/step1_130b"),
-        nodes=nodes, gpus_per_node=8, rows=rows,
+        nodes=nodes, gpus_per_node=8, rows=rows, row_tokens=4096,
     )  # fmt: skip
 
 
@@ -44,7 +44,8 @@ PRESETS = [(verb, name) for verb in PLANNED for name in fitting(verb) if name.st
 def test_every_preset_of_the_paper_is_planned_at_its_full_size(
     verb: str, preset: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [verb, f"preset={preset}", "backbone=step1_130b", "gpu=h200", SLIM, "rows=2"]
+    words = [verb, f"preset={preset}", "backbone=step1_130b", "gpu=h200"]
+    words += ["row_tokens=1024"] if verb == "dpo" else []  # a pair is two short answers
     assert cli.main(["plan", *words, "as_json=true"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["parameters"] == found["trainable"] == N
@@ -88,6 +89,22 @@ def test_the_speed_of_130b() -> None:
     assert big(SLIM, rows=4, gpu="h200").timing.limit == "compute"
 
 
+def test_packed_rows_come_from_the_preset() -> None:
+    gpus = {name: Hardware(**yaml(f"gpu/{name}")) for name in ("h200", "h100-80")}
+    found = {
+        name: make_plan(
+            "sft", ["preset=paper/sft_1"], gpu=gpu, backbone=yaml("backbone/step1_130b")
+        )
+        for name, gpu in gpus.items()
+    }
+    place = found["h200"].place
+    assert (place.rows, place.row_tokens, place.ranks) == (1, 16384, 128)
+    assert found["h200"].memory.peak < found["h200"].gpu.usable_bytes
+    assert found["h200"].timing.limit == "compute"  # long rows hide the gathers
+    # 78.5 GB: more than 128 H100 leave; half a row fits, and then the network is the limit.
+    assert nearest_fit(found["h100-80"]) == "the nearest that fits is row_tokens=8192"
+
+
 def test_what_the_ranks_share_by_stage() -> None:
     kinds = {}
     for stage in (1, 2, 3):
@@ -108,7 +125,7 @@ def test_an_adapter_has_hardly_any_optimizer() -> None:
 
 
 def test_what_cannot_fit_is_refused_with_the_nearest_that_can() -> None:
-    full = big(nodes=8)
+    full = big("stage.activation_checkpointing=false", nodes=8)
     with pytest.raises(UsageError, match=rf"needs .* GB a rank .*most for activations.*: .*{SLIM}"):
         refuse_what_does_not_fit(full)
     assert nearest_fit(big(SLIM, nodes=8, rows=4)) == "the nearest that fits is rows=2"

@@ -4,7 +4,6 @@ Tensor by tensor from the base's files into ours, so that no model is ever in me
 Letters: V rows of the base's table, W width, D code width.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from aqaa.backbone.loading import RECORD, Ids
+from aqaa.backbone.loading import RECORD, Ids, stay_local
 from aqaa.backbone.shards import SHARD_BYTES, read_tensors, tensor_files, write_tensors
 from aqaa.backbone.sizes import empty_model
 from aqaa.backbone.step1 import AutoConfig
@@ -110,11 +109,9 @@ def read_base(folder: str | Path) -> Base:
         )
     if (folder / RECORD).is_file():
         raise UsageError(f"base={folder} has audio ids already: train it as parents.model={folder}")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    stay_local()
     try:
-        config = AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = empty_model(config)
     except (ImportError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]

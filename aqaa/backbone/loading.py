@@ -155,6 +155,13 @@ def shape_of(parameter: Tensor) -> torch.Size:
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
+def stay_local() -> None:
+    """Keep transformers from the network, and deepspeed, which it asks, from guessing aloud."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 @contextmanager
 def _into_shards(deepspeed: dict[str, Any] | None) -> Iterator[None]:
     """Let transformers load into ZeRO-3 shards, which it does while this object lives."""
@@ -198,9 +205,7 @@ def load_backbone(
     folder = Path(folder)
     if not (folder / RECORD).is_file():
         raise UsageError(f"{folder} is not a backbone folder: it holds no {RECORD}")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    if not torch.cuda.is_available():  # transformers asks deepspeed, which warns where it guesses
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    stay_local()
     logging.disable_progress_bar()
     ids = Ids.load(folder)
     _check_kind(folder, ids)

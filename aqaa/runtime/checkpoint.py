@@ -111,7 +111,14 @@ class StateFiles(CheckpointIO):
         state, shards = self.load(path)
         if shards is not None:
             about = state.pop(SHARDED)
-            state["state_dict"] |= dict(unsharded(about, shards))
+            if about["frozen"]:
+                raise UsageError(
+                    f"{path} is of a sharded run that trains a part of its weights: the others are "
+                    f"not in it, so go on with a sharded trainer, on any number of ranks"
+                )
+            weights = state["state_dict"] | dict(unsharded(about, shards))
+            weights |= {name: weights[first] for name, first in about["tied"].items()}
+            state["state_dict"] = weights
             state["optimizer_states"] = [optimizer_state(about, shards)]
         return state
 

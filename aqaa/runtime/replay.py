@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import Tensor
 
 from aqaa.backbone.loading import Ids
@@ -88,16 +89,17 @@ def turns(settings: dict[str, Any], step: int, ranks: int | None = None) -> list
 
 
 def _settings(run: Path) -> dict[str, Any]:
-    """The resolved settings of a run, as plain values."""
-    from omegaconf import OmegaConf
-
+    """The resolved settings of a run, as plain values: they are read, never instantiated."""
     path = run / "config.yaml"
     if not path.is_file():
         raise UsageError(f"{run} is not a run folder: it holds no config.yaml")
-    settings = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is damaged: {' '.join(str(error).split())[:120]}") from None
     if not isinstance(settings, dict) or not {"data", "stage", "trainer"} <= set(settings):
         raise UsageError(f"{path} does not hold the settings of a training")
-    return settings  # type: ignore[return-value]
+    return settings
 
 
 def _check_parents(run: Path) -> None:

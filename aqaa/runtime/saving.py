@@ -126,6 +126,7 @@ class SaveState(pl.Callback):
             self._save(trainer)
         if self.asked:
             self._files.writer.wait()
+            largest(0)  # no rank leaves before rank 0 has sealed what all have written
             raise StopRequested(self.asked)
 
     def _save(self, trainer: pl.Trainer) -> None:

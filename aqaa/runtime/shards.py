@@ -68,8 +68,11 @@ def _piece_of_stage_1_2(zero: Any, name: str, parameter: Any) -> Piece | None:
     return Piece(name, lp.start, hp.numel, flats[mapping.param_group_index], hp.start)
 
 
-def collect(engine: Any, named: Mapping[str, nn.Parameter]) -> tuple[dict[str, Any], dict]:
+def collect(engine: Any, module: nn.Module) -> tuple[dict[str, Any], dict]:
     """What rank 0 says of all shards, and the tensors of this rank's own, as views."""
+    named = dict(module.named_parameters())
+    names = {id(p): name for name, p in named.items()}
+    every = module.named_parameters(remove_duplicate=False)
     state = engine.optimizer.optimizer.state
     tensors, scalars, keys = {}, {}, {MASTER}
     for piece in pieces(engine, named):
@@ -85,6 +88,8 @@ def collect(engine: Any, named: Mapping[str, nn.Parameter]) -> tuple[dict[str, A
         "keys": sorted(keys),
         "scalars": scalars,
         "groups": _groups(engine, named),
+        "tied": {name: names[id(p)] for name, p in every if name not in named},
+        "frozen": any(not p.requires_grad for p in named.values()),
     }
     return about, tensors
 
@@ -241,7 +246,7 @@ def _copied(value: Any) -> Any:
 
 
 def unsharded(about: dict[str, Any], files: Stretches) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter whole, one after the other, in fp32."""
+    """Every trained parameter whole, one after the other, in fp32."""
     for name, shape in about["shapes"].items():
         yield name, _whole(files, MASTER, name, shape)
 

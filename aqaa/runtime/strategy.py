@@ -143,8 +143,8 @@ class ShardedStrategy(DeepSpeedStrategy):
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Buffers alone: parameters are saved in shards."""
         module: Any = self.lightning_module
-        parameters = dict(module.named_parameters())
-        return {k: v for k, v in module.state_dict().items() if k not in parameters}
+        buffers = dict(module.named_buffers(remove_duplicate=False))
+        return {k: v for k, v in module.state_dict().items() if k in buffers}
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Nothing: it is saved in shards."""
@@ -155,7 +155,7 @@ class ShardedStrategy(DeepSpeedStrategy):
     ) -> None:
         """Every rank saves what it holds."""
         module: Any = self.lightning_module
-        about, tensors = shards.collect(self.deepspeed_engine, dict(module.named_parameters()))
+        about, tensors = shards.collect(self.deepspeed_engine, module)
         files: Any = self.checkpoint_io
         files.save_checkpoint({**checkpoint, SHARDED: about}, filepath, storage_options=tensors)
 
@@ -170,8 +170,9 @@ class ShardedStrategy(DeepSpeedStrategy):
             state[SHARDED] = found.about
         module: Any = self.lightning_module
         parameters = dict(module.named_parameters())
-        buffers = {k: v for k, v in state["state_dict"].items() if k not in parameters}
-        module.load_state_dict(buffers, strict=False)
+        buffers = dict(module.named_buffers(remove_duplicate=False))
+        kept = {k: v for k, v in state["state_dict"].items() if k in buffers}
+        module.load_state_dict(kept, strict=False)
         shards.restore(self.deepspeed_engine, parameters, state[SHARDED], found)
         return state
 

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from aqaa.backbone.initial import write_initial
+from aqaa.backbone.step1 import Step1Config
 from aqaa.runtime.checkpoint import StateFiles
 from aqaa.runtime.guard import StopOnNonFinite, Watchdog
 from aqaa.runtime.saving import SaveState, StopRequested
@@ -21,6 +23,22 @@ from tests.runtime.two_ranks import Tokens, spied, strategy
 
 STEPS = 6
 CUT = 3
+
+
+def write_tied(folder: Path) -> None:
+    """A backbone whose table is input and output at once: one parameter under two names."""
+    from tests.golden.make import ids
+
+    config = Step1Config(
+        vocab_size=ids().vocabulary.rows,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_attention_groups=2,
+        tie_word_embeddings=True,
+    )
+    write_initial(folder, config=config, ids=ids(), row_std=0.5)
 
 
 class AskAt(SaveState):

@@ -102,6 +102,9 @@ def test_a_dump_is_opened_and_compared(
 def test_errors_of_use(chain: Chain, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a run folder: it holds no config.yaml"):
         replay(source=str(tmp_path), step=0)
+    (tmp_path / "config.yaml").write_text("data: [")
+    with pytest.raises(UsageError, match="config.yaml is damaged: "):
+        replay(source=str(tmp_path), step=0)
     with pytest.raises(UsageError, match="step=-1 must be 0 or more"):
         replay(source=str(chain / "sft_1"), step=-1)
     with pytest.raises(UsageError, match="replay knows pretrain, sft and dpo"):

@@ -6,7 +6,13 @@ The base model's text ids keep their place (for Step-1 ``text_tokens`` is 65,536
 
 from dataclasses import dataclass
 
-from aqaa.signals import LINGUISTIC_CODES, SEMANTIC_CODES
+from aqaa.signals import (
+    LINGUISTIC_CODES,
+    LINGUISTIC_PER_GROUP,
+    SEMANTIC_CODES,
+    SEMANTIC_PER_GROUP,
+    CodePair,
+)
 
 MARKERS = ("<audio_start>", "<audio_end>", "<text_end>")
 TOKEN_TYPES = ("text", "linguistic", "semantic", "marker")
@@ -113,3 +119,13 @@ def _checked(code: int, size: int, book: str) -> int:
     if not 0 <= code < size:
         raise ValueError(f"{book} code {code} lies outside 0..{size - 1}")
     return int(code)
+
+
+def interleaved(codes: CodePair) -> list[int]:
+    """Both books as one stream of ids from 0, two linguistic and three semantic ones a group."""
+    ids: list[int] = []
+    for g in range(codes.groups):
+        a, b = LINGUISTIC_PER_GROUP * g, SEMANTIC_PER_GROUP * g
+        ids += codes.linguistic[a : a + LINGUISTIC_PER_GROUP]
+        ids += [LINGUISTIC_CODES + c for c in codes.semantic[b : b + SEMANTIC_PER_GROUP]]
+    return ids

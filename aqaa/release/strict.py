@@ -86,7 +86,7 @@ def read_state(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"{path} does not exist")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=None)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch names a dozen kinds, among them pickle's and zip's
         reason = " ".join(str(error).split())[:160]
         raise UsageError(f"{path} is not a file of plain tensors: {reason}") from None

@@ -32,7 +32,12 @@ def test_sound_is_as_long_as_the_tokens() -> None:
 def test_it_says_the_interleaved_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     vocoder, seen = voice(), []
     sample = vocoder.flow.sample
-    monkeypatch.setattr(vocoder.flow, "sample", lambda t, **k: (seen.append((t, k)), sample(t, **k))[1])
+
+    def watched(tokens: torch.Tensor, **given: object) -> torch.Tensor:
+        seen.append((tokens, given))
+        return sample(tokens, **given)
+
+    monkeypatch.setattr(vocoder.flow, "sample", watched)
     mel, speaker = torch.randn(1, 10, 9), torch.randn(1, 5)
     vocoder.speak(CODES, prompt=CODES, prompt_mel=mel, speaker=speaker)
     tokens, given = seen[0]

@@ -77,7 +77,9 @@ def _refuse(verb: str, names: Collection[str], what: str, advice: str = "") -> N
 
 
 def read_state(path: str | Path) -> dict[str, Any]:
-    """Read a ``.pt`` file of plain tensors; no code in it is run.
+    """Read the tensors of a ``.pt`` file; no code in it is run.
+
+    Numbers beside them, such as the step of a training, belong to no network and are left out.
 
     Raises:
         UsageError: the file is missing, damaged, or holds anything but tensors and plain values.
@@ -92,4 +94,4 @@ def read_state(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not a file of plain tensors: {reason}") from None
     if not isinstance(state, dict):
         raise UsageError(f"{path} holds a {type(state).__name__}, not tensors by name")
-    return state
+    return {name: value for name, value in state.items() if not isinstance(value, int | float)}

@@ -161,6 +161,8 @@ def load_vocoder(
         UsageError: a file is missing, damaged or of another kind of vocoder.
     """
     folder = Path(folder)
+    state = read_state(folder / "flow.pt")
+    expect(state, start="decoder.estimator.", wanted=FLOW)  # before its rates, which say less
     numbers = VocoderNumbers.read(folder / "cosyvoice.yaml")
     rate_hz = numbers.token_rate_hz if token_rate_hz is None else token_rate_hz
     if abs(rate_hz - TOKEN_RATE_HZ) > RATE_TOLERANCE_HZ:
@@ -171,7 +173,7 @@ def load_vocoder(
     if numbers.rate_hz != VOCODER_RATE_HZ:
         raise UsageError(f"{folder} makes sound at {numbers.rate_hz} Hz, not {VOCODER_RATE_HZ}")
     flow = flow_from_state(
-        read_state(folder / "flow.pt"),
+        state,
         encoder_heads=numbers.encoder_heads,
         unet_heads=numbers.unet_heads,
         token_rate_hz=rate_hz,

@@ -32,7 +32,9 @@ class Judge(nn.Module):
 
     Args:
         channels: after each layer.
-        kernel, last_kernel: of the layers and the score, in rows and columns.
+        kernel: of the layers, in rows and columns.
+        last_kernel: of the last layer.
+        score_kernel: of the score.
         stride: of all layers but the last, the score's neighbour; the first too where ``early``.
         early: stride from the first layer on.
     """
@@ -43,6 +45,7 @@ class Judge(nn.Module):
         channels: Sequence[int],
         kernel: tuple[int, int],
         last_kernel: tuple[int, int],
+        score_kernel: tuple[int, int],
         stride: tuple[int, int],
         early: bool,
     ) -> None:
@@ -50,10 +53,13 @@ class Judge(nn.Module):
         self.layers = nn.ModuleList()
         before = 1
         for i, after in enumerate(channels):
-            still = i + 1 == len(channels) or (i == 0 and not early)
-            self.layers.append(_convolution(before, after, kernel, (1, 1) if still else stride))
+            last = i + 1 == len(channels)
+            size, step = last_kernel if last else kernel, stride
+            if last or (i == 0 and not early):
+                step = (1, 1)
+            self.layers.append(_convolution(before, after, size, step))
             before = after
-        self.score = _convolution(before, 1, last_kernel, (1, 1))
+        self.score = _convolution(before, 1, score_kernel, (1, 1))
 
     def forward(self, picture: Tensor) -> Verdict:
         """(B, 1, rows, columns) -> verdict."""
@@ -111,15 +117,15 @@ class Discriminators(nn.Module):
         self.resolutions = [(fft, hop, window) for fft, hop, window in resolutions]
         self.by_period = nn.ModuleList(
             Judge(
-                channels=period_channels, kernel=(5, 1), last_kernel=(3, 1), stride=(3, 1),
-                early=True,
+                channels=period_channels, kernel=(5, 1), last_kernel=(5, 1), score_kernel=(3, 1),
+                stride=(3, 1), early=True,
             )
             for _ in periods
         )  # fmt: skip
         self.by_resolution = nn.ModuleList(
             Judge(
-                channels=resolution_channels, kernel=(3, 9), last_kernel=(3, 3), stride=(1, 2),
-                early=False,
+                channels=resolution_channels, kernel=(3, 9), last_kernel=(3, 3),
+                score_kernel=(3, 3), stride=(1, 2), early=False,
             )
             for _ in resolutions
         )  # fmt: skip

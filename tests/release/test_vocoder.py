@@ -266,6 +266,14 @@ def test_a_missing_file_is_one_sentence(folder: Path, name: str) -> None:
         load_vocoder(folder)
 
 
+def test_another_flow_is_named_before_its_rates(folder: Path) -> None:
+    (folder / "cosyvoice.yaml").write_text(YAML.replace("41.67", "25").replace("22050", "24000"))
+    name = "decoder.estimator.blocks.0.attn.q_norm.weight"
+    torch.save({name: torch.zeros(1)}, folder / "flow.pt")
+    with pytest.raises(UsageError, match="tensors of the DiT flow of Step-Audio-EditX"):
+        load_vocoder(folder)
+
+
 def test_one_book_is_refused(folder: Path) -> None:
     torch.save(tiny_flow(tokens=4096), folder / "flow.pt")
     with pytest.raises(UsageError, match="knows 4096 tokens: one book, not both"):

@@ -72,6 +72,8 @@ def test_full_size() -> None:
     assert full.least_samples == 1025
     widths = [layer.weight.shape[0] for layer in full.by_period[0].layers]
     assert widths == [32, 128, 512, 1024, 1024]
+    sizes = [tuple(layer.weight.shape[2:]) for layer in full.by_resolution[0].layers]
+    assert sizes == [(3, 9)] * 4 + [(3, 3)]
 
 
 def test_they_learn_to_tell_a_tone_from_noise() -> None:

@@ -3,15 +3,19 @@
 Letters: none of its own; states map the released names to tensors.
 """
 
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from aqaa.errors import UsageError
 from aqaa.release.cosyvoice_yaml import VocoderNumbers
 from aqaa.release.foreign import expect
 from aqaa.release.strict import State, count, fill, read_state, shape_of
 from aqaa.signals import LINGUISTIC_CODES, SEMANTIC_CODES, VOCODER_RATE_HZ
+from aqaa.storage import atomic_folder
 from aqaa.vocoder.hift import Hift
 from aqaa.vocoder.token_flow import TOKEN_RATE_HZ, TokenFlow
 from aqaa.vocoder.token_vocoder import TokenVocoder
@@ -187,3 +191,30 @@ def load_vocoder(
     return TokenVocoder(
         flow, waveform_from_state(head, ignore=ignore), guidance=numbers.guidance
     )
+
+
+def save_vocoder(vocoder: TokenVocoder, folder: str | Path, *, like: str | Path) -> None:
+    """Write a vocoder as others read it: flow.pt, hift.pt, and the cosyvoice.yaml of its origin.
+
+    Args:
+        vocoder: as :func:`load_vocoder` gave it, and perhaps trained on.
+        folder: made as a whole, with our manifest beside the three files.
+        like: the folder it was loaded from, whose cosyvoice.yaml tells others how to build it.
+
+    Raises:
+        UsageError: that file says other numbers than the vocoder has, or nothing can be written.
+    """
+    origin = Path(like) / "cosyvoice.yaml"
+    numbers, flow = VocoderNumbers.read(origin), vocoder.flow
+    said = (numbers.encoder_heads, numbers.unet_heads, numbers.token_rate_hz)
+    has = (flow.settings["encoder"].get("heads", 8), flow.settings["estimator"].get("heads", 8))
+    if said != (*has, flow.token_rate_hz):
+        raise UsageError(
+            f"{origin} says {said} heads of encoder and U-Net and tokens a second, the vocoder "
+            f"has {(*has, flow.token_rate_hz)}"
+        )
+    with atomic_folder(folder) as temporary:
+        shutil.copyfile(origin, temporary / "cosyvoice.yaml")
+        for name, module in (("flow.pt", flow), ("hift.pt", vocoder.head)):
+            state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+            torch.save(state, temporary / name)

@@ -66,7 +66,7 @@ class TokenFlow(nn.Module):
         token_rate_hz: float = TOKEN_RATE_HZ,
     ) -> None:
         super().__init__()
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "tokens": tokens,
             "encoder": dict(encoder or {}),
             "estimator": dict(estimator or {}),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aqaa.errors import UsageError
-from aqaa.release import flow_from_state, load_vocoder, waveform_from_state
+from aqaa.release import flow_from_state, load_vocoder, save_vocoder, waveform_from_state
 from aqaa.signals import CodePair
 from tests.golden.make import hift, token_flow
 from tests.release import released
@@ -272,6 +272,21 @@ def test_another_flow_is_named_before_its_rates(folder: Path) -> None:
     torch.save({name: torch.zeros(1)}, folder / "flow.pt")
     with pytest.raises(UsageError, match="tensors of the DiT flow of Step-Audio-EditX"):
         load_vocoder(folder)
+
+
+def test_there_and_back_again(folder: Path, tmp_path: Path) -> None:
+    vocoder, out = load_vocoder(folder), tmp_path / "out"
+    with torch.no_grad():
+        vocoder.flow.encoder_proj.bias += 0.5
+    save_vocoder(vocoder, out, like=folder)
+    assert (out / "cosyvoice.yaml").read_text() == YAML
+    plain = torch.load(out / "flow.pt", weights_only=True)
+    assert plain.keys() == tiny_flow().keys()
+    codes, again = CodePair([1, 2], [3, 4, 5]), load_vocoder(out)
+    assert (again.speak(codes).samples == vocoder.speak(codes).samples).all()
+    (folder / "cosyvoice.yaml").write_text(YAML.replace("num_heads: 2", "num_heads: 3"))
+    with pytest.raises(UsageError, match=r"says \(4, 3, 41.67\) heads .* has \(4, 2, 41.67\)"):
+        save_vocoder(vocoder, out, like=folder)
 
 
 def test_one_book_is_refused(folder: Path) -> None:

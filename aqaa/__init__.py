@@ -11,6 +11,7 @@ The rooms, in the order of the signal; a room knows only those above it in this 
 - backbone: ids to ids (the Step-1 decoder, decoding under the layout's grammar, merging)
 - vocoder: audio ids to sound (flow matching to a mel, a small head to a waveform)
 - pipeline: the four organs in a row
+- release: public weights of the family, in and out
 - data: manifests, the synthetic corpus, stored tokens, batches
 - evaluation: the judge, the figures and the report
 - stages: one file per training stage

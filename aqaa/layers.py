@@ -50,8 +50,10 @@ class MaskedGroupNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(B, C, F), mask (B, 1, F) -> (B, C, F)."""
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, C, F), mask (B, 1, F) or None where all frames are real -> (B, C, F)."""
+        if mask is None:
+            return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
         batch, channels, frames = x.shape
         x = (x * mask).view(batch, self.groups, channels // self.groups, frames)
         count = mask.sum(2)[..., None, None] * (channels // self.groups)

@@ -10,6 +10,8 @@ from typing import Any, Literal
 QUESTION_RATE_HZ = 16_000
 MEL_RATE_HZ = 100  # of the log-mel every organ of this size works on
 MEL_BINS = 80
+VOCODER_RATE_HZ = 22_050  # sound of the released vocoder
+VOCODER_HOP_SAMPLES = 256  # between frames of its mel
 LINGUISTIC_PER_GROUP = 2
 SEMANTIC_PER_GROUP = 3
 GROUP_TOKENS = LINGUISTIC_PER_GROUP + SEMANTIC_PER_GROUP

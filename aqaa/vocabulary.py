@@ -7,7 +7,13 @@ fits, a marker of our own behind the others takes the place.
 
 from dataclasses import dataclass
 
-from aqaa.signals import LINGUISTIC_CODES, SEMANTIC_CODES
+from aqaa.signals import (
+    LINGUISTIC_CODES,
+    LINGUISTIC_PER_GROUP,
+    SEMANTIC_CODES,
+    SEMANTIC_PER_GROUP,
+    CodePair,
+)
 
 SPECIALS = ("pad", "bos", "eot", "bot")
 MARKERS = ("<audio_start>", "<audio_end>", "<text_end>")
@@ -140,3 +146,13 @@ def _checked(code: int, size: int, book: str) -> int:
     if not 0 <= code < size:
         raise ValueError(f"{book} code {code} lies outside 0..{size - 1}")
     return int(code)
+
+
+def interleaved(codes: CodePair) -> list[int]:
+    """Both books as one stream of ids from 0, two linguistic and three semantic ones a group."""
+    ids: list[int] = []
+    for g in range(codes.groups):
+        a, b = LINGUISTIC_PER_GROUP * g, SEMANTIC_PER_GROUP * g
+        ids += codes.linguistic[a : a + LINGUISTIC_PER_GROUP]
+        ids += [LINGUISTIC_CODES + c for c in codes.semantic[b : b + SEMANTIC_PER_GROUP]]
+    return ids

@@ -49,7 +49,7 @@ DOORS = {
     "pocketsphinx": ("evaluation/",),
     "parselmouth": ("evaluation/",),
     "tokenizers": ("text.py",),
-    "yaml": ("runtime/",),
+    "yaml": ("runtime/", "release/"),
 }
 
 GLOBAL_GROUPS = ("preset", "debug")

@@ -67,3 +67,9 @@ def test_spread_refuses_what_it_cannot_spread() -> None:
         spread(torch.randn(9, 5), 4, seed=0)
     with pytest.raises(UsageError, match="never started"):
         spread(torch.zeros(9, 5), 8, seed=0)
+
+
+def test_group_norm_without_a_mask_is_torchs() -> None:
+    norm, x = randomise(MaskedGroupNorm(2, 6)), torch.randn(2, 6, 10)
+    wanted = F.group_norm(x, 2, norm.weight, norm.bias, norm.eps)
+    assert torch.equal(norm(x, None), wanted)

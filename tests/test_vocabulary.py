@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aqaa.signals import LINGUISTIC_CODES, SEMANTIC_CODES
-from aqaa.vocabulary import MARKERS, TOKEN_TYPES, Vocabulary
+from aqaa.signals import LINGUISTIC_CODES, SEMANTIC_CODES, CodePair
+from aqaa.vocabulary import MARKERS, TOKEN_TYPES, Vocabulary, interleaved
 
 STEP1 = Vocabulary(65536, table_rows=74752)
 
@@ -94,3 +94,9 @@ def test_own_markers_stand_behind_the_others() -> None:
         Vocabulary(300, eot=first + 4)
     with pytest.raises(ValueError, match="lie outside"):
         Vocabulary(300, eot=first - 1)
+
+
+def test_both_books_make_one_stream() -> None:
+    codes = CodePair([1, 2, 3, 4, 5], [10, 11, 12, 13, 14, 15, 16])
+    assert interleaved(codes) == [1, 2, 1034, 1035, 1036, 3, 4, 1037, 1038, 1039]
+    assert interleaved(CodePair([1], [2, 3, 4])) == []

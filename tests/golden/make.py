@@ -20,13 +20,15 @@ from aqaa.tokenizer.dual import DualTokenizer
 from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer
 from aqaa.vocabulary import Vocabulary
 from aqaa.vocoder.flow import FlowVocoder
+from aqaa.vocoder.hift import Hift
+from aqaa.vocoder.token_flow import TokenFlow
 from aqaa.vocoder.vocoder import Vocoder
 from aqaa.vocoder.waveform import WaveformHead
 
 FOLDER = Path(__file__).parent
 WORDS = [f"w{i:02}" for i in range(46)]
 FRAMES_PER_CODE = {"linguistic": 6, "semantic": 4}
-ORGANS = ("linguistic", "semantic", "step1", "flow", "waveform")
+ORGANS = ("linguistic", "semantic", "step1", "flow", "waveform", "token_flow", "hift")
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -104,6 +106,36 @@ def waveform(seed: int = 0) -> WaveformHead:
     return head
 
 
+def token_flow(seed: int = 0, *, tokens: int = 24) -> TokenFlow:
+    """A flow of the released architecture; no two of its widths are equal."""
+    flow = TokenFlow(
+        tokens=tokens,
+        encoder={"code_width": 6, "width": 8, "heads": 2, "inner": 12, "layers": 2},
+        estimator={"channels": [8, 16], "heads": 3, "head_width": 4, "blocks": 2, "middle": 1},
+        mel_bins=10,
+        speaker_width=5,
+        regulator_layers=2,
+    )
+    randomise(flow, seed)
+    return flow
+
+
+def hift(seed: int = 0) -> Hift:
+    """A waveform head of the released architecture."""
+    head = Hift(
+        channels=12,
+        kernels=(3, 5),
+        source_kernels=(5, 3),
+        dilations=2,
+        harmonics=2,
+        pitch_channels=6,
+        pitch_layers=3,
+        mel_bins=10,
+    )
+    randomise(head, seed)
+    return head
+
+
 def ids(tokenizer_hash: str = "", layout: StreamLayout | None = None) -> Ids:
     """Ids over a vocabulary of 46 words."""
     text = TextTokenizer.train_words(WORDS)
@@ -137,7 +169,9 @@ def build(organ: str) -> nn.Module:
     """The organ of a golden file."""
     if organ in FRAMES_PER_CODE:
         return speech_tokenizer(organ, codes=32)
-    return {"step1": step1, "flow": flow, "waveform": waveform}[organ]()
+    made = {"step1": step1, "flow": flow, "waveform": waveform, "token_flow": token_flow,
+            "hift": hift}  # fmt: skip
+    return made[organ]()
 
 
 @torch.no_grad()
@@ -152,6 +186,17 @@ def run(organ: str, module: nn.Module) -> dict[str, Tensor]:
         linguistic, semantic = codes[:, :8] * 101 % 1024, codes * 331 % 4096
         noise = wave(160 * 24).reshape(1, 160, 24)
         return {"sample": module.sample(linguistic, semantic, steps=3, guidance=0.7, noise=noise)}
+    if organ == "token_flow":
+        assert isinstance(module, TokenFlow)
+        tokens = torch.arange(9)[None] * 7 % 24
+        given = {"prompt_tokens": tokens[:, :4], "prompt_mel": wave(70).reshape(1, 10, 7)}
+        noise = wave(10 * 25).reshape(1, 10, 25)
+        speaker = wave(5)[None]
+        return {"sample": module.sample(tokens, speaker=speaker, noise=noise, steps=3, **given)}
+    if organ == "hift":
+        assert isinstance(module, Hift)
+        mel, source = wave(120).reshape(1, 10, 12), wave(256 * 12).reshape(1, 1, -1)
+        return {"f0": module.f0(mel), "samples": module.decode(mel, 0.1 * source)}
     mel = 3 * wave(80 * 36).reshape(1, 80, 36) - 3
     if organ == "waveform":
         return {"samples": module(mel)}

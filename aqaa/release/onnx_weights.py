@@ -88,7 +88,7 @@ def _role(node: _Node, name: str, weight: Tensor) -> str | None:
     """The name in torch of a weight that a node takes in; None for constants."""
     if name.endswith("positional_embedding"):
         return "encoder.positional_embedding"
-    if "_codebook" in node.name and weight.dim() == 2:
+    if "_codebook" in node.name and node.kind in ("MatMul", "Pow") and weight.dim() == 2:
         return "quantizer._codebook.embed"
     match = _BLOCK.search(node.name)
     if match is None:

@@ -81,7 +81,11 @@ class DualTokenizer:
         """Codes of one mono clip (T,) at 16 kHz, as :func:`aqaa.audio.file.prepare` leaves it.
 
         Those of a rest that fills no whole group may be among them.
+
+        Raises:
+            UsageError: not one clip, NaN or Inf, or a length that these tokenizers cannot hear.
         """
+        check_samples(samples)
         return CodePair(
             self.linguistic.encode_sound(samples), self.semantic.encode_sound(samples)
         )
@@ -122,7 +126,12 @@ class DualStream:
         self._owed = CodePair([], [])
 
     def push(self, samples: Tensor) -> CodePair:
-        """Take the next samples (T,); the groups that are now certain in both books."""
+        """Take the next samples (T,); the groups that are now certain in both books.
+
+        Raises:
+            UsageError: not one clip, NaN or Inf; the stream stands where it stood.
+        """
+        check_samples(samples)
         return self._groups(*(stream.push(samples) for stream in self._streams))
 
     def finish(self) -> CodePair:
@@ -134,6 +143,18 @@ class DualStream:
         two, three = owed.groups * LINGUISTIC_PER_GROUP, owed.groups * SEMANTIC_PER_GROUP
         self._owed = CodePair(owed.linguistic[two:], owed.semantic[three:])
         return CodePair(owed.linguistic[:two], owed.semantic[:three])
+
+
+def check_samples(samples: Tensor) -> None:
+    """Refuse sound (T,) that would be given codes which mean nothing."""
+    if samples.dim() != 1 or not samples.is_floating_point():
+        raise UsageError(
+            f"one clip (T,) of floating-point samples is needed, not {samples.dtype} of shape "
+            f"{tuple(samples.shape)}: average its channels first"
+        )
+    if not bool(samples.isfinite().all()):
+        bad = int((~samples.isfinite()).sum())
+        raise UsageError(f"the sound holds {bad} NaN or infinite samples; record it again")
 
 
 def load_book(folder: str | Path) -> Book:

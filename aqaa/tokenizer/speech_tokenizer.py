@@ -16,7 +16,7 @@ from aqaa.audio.file import PEAK
 from aqaa.audio.mel import log_mel
 from aqaa.errors import UsageError
 from aqaa.layers import ConvAttention
-from aqaa.signals import MEL_BINS
+from aqaa.signals import GROUP_SAMPLES, MEL_BINS
 from aqaa.storage import load_organ, save_organ
 from aqaa.tokenizer.codebook import Codebook
 from aqaa.tokenizer.encoder import MelEncoder
@@ -133,6 +133,10 @@ class SpeechTokenizer(nn.Module):
 
     def encode_sound(self, samples: Tensor) -> list[int]:
         """Codes of one mono clip (T,) at 16 kHz, T whole groups of 1,920 samples."""
+        if not len(samples) or len(samples) % GROUP_SAMPLES:
+            raise UsageError(
+                f"{len(samples)} samples are not whole groups of {GROUP_SAMPLES}: pad them first"
+            )
         mel = log_mel(samples[None])
         codes: list[int] = self.encode(mel, torch.ones(1, mel.shape[2]))[0].tolist()
         return codes

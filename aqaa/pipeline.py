@@ -111,7 +111,8 @@ class Pipeline:
 
     def listen(self, question: Waveform) -> CodePair:
         """Codes of a question, after silence is trimmed and the level set."""
-        return self.tokenizer.encode(torch.from_numpy(prepare(question).samples))
+        level = self.tokenizer.peak
+        return self.tokenizer.encode(torch.from_numpy(prepare(question, peak=level).samples))
 
     def reply(
         self,

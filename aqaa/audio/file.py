@@ -122,8 +122,12 @@ def pad_to_groups(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.pad(samples, (0, -len(samples) % GROUP_SAMPLES))
 
 
-def prepare(waveform: Waveform) -> Waveform:
-    """Bring a question to the shape of the training clips: trimmed, peak 0.5, whole groups.
+def prepare(waveform: Waveform, *, peak: float = PEAK) -> Waveform:
+    """Bring a question to the shape of the training clips: trimmed, whole groups, a level.
+
+    Args:
+        waveform: at 16 kHz.
+        peak: the level its tokenizers were trained at.
 
     Raises:
         UsageError: another rate than 16 kHz, shorter than one group, silent, NaN or Inf.
@@ -138,15 +142,16 @@ def prepare(waveform: Waveform) -> Waveform:
             f"the sound lasts {waveform.duration_s:.3f} s; "
             f"at least {float(GROUP_S):g} s of speech are needed"
         )
-    peak = float(np.abs(samples).max())
-    if not np.isfinite(peak):
+    loudest = float(np.abs(samples).max())
+    if not np.isfinite(loudest):
         raise UsageError("the sound holds NaN or infinite samples; record it again")
-    if peak < SILENT_PEAK:
+    if loudest < SILENT_PEAK:
         raise UsageError(
-            f"the sound is silent: its peak is {peak:.1e}, below {SILENT_PEAK:g}; record it again"
+            f"the sound is silent: its peak is {loudest:.1e}, below {SILENT_PEAK:g}; "
+            "record it again"
         )
     trimmed = trim(samples, waveform.rate_hz)
-    return Waveform(pad_to_groups(trimmed * np.float32(PEAK / peak)), waveform.rate_hz)
+    return Waveform(pad_to_groups(trimmed * np.float32(peak / loudest)), waveform.rate_hz)
 
 
 def write_audio(path: str | Path, samples: NDArray[np.float32], rate_hz: int) -> None:

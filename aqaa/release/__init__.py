@@ -1,6 +1,12 @@
 """Released weights of the Step-Audio family, in and out: one door for what others trained."""
 
 from aqaa.audio.vocoder_mel import vocoder_mel
+from aqaa.release.tokenizer import (
+    linguistic_encoder_from_state,
+    linguistic_frontend,
+    load_tokenizer,
+    semantic_encoder_from_state,
+)
 from aqaa.release.vocoder import (
     flow_from_state,
     load_vocoder,
@@ -8,4 +14,14 @@ from aqaa.release.vocoder import (
     waveform_from_state,
 )
 
-__all__ = ["flow_from_state", "load_vocoder", "save_vocoder", "vocoder_mel", "waveform_from_state"]
+__all__ = [
+    "flow_from_state",
+    "linguistic_encoder_from_state",
+    "linguistic_frontend",
+    "load_tokenizer",
+    "load_vocoder",
+    "save_vocoder",
+    "semantic_encoder_from_state",
+    "vocoder_mel",
+    "waveform_from_state",
+]

@@ -4,33 +4,73 @@ Letters: T samples, F mel frames.
 """
 
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from aqaa.audio.mel import log_mel, pad_mels
+from aqaa.audio.mel import pad_mels
 from aqaa.errors import UsageError
-from aqaa.signals import CodePair
+from aqaa.signals import LINGUISTIC_PER_GROUP, SEMANTIC_PER_GROUP, CodePair
+from aqaa.storage import read_json
+from aqaa.tokenizer.codebook import Codebook
+from aqaa.tokenizer.released import CodeStream, LinguisticTokenizer, SemanticTokenizer
 from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer
+
+Loader = type[SpeechTokenizer] | type[LinguisticTokenizer] | type[SemanticTokenizer]
+_KINDS: dict[str, Loader] = {c.__name__: c for c in (LinguisticTokenizer, SemanticTokenizer)}
+
+
+class Book(Protocol):
+    """One tokenizer of any kind: ``peak`` is the level of sound it was trained at."""
+
+    book: str
+    peak: float
+
+    @property
+    def codebook(self) -> Codebook:
+        """Its codes."""
+        ...
+
+    def encode_sound(self, samples: Tensor) -> list[int]:
+        """Codes of one mono clip (T,) at 16 kHz."""
+        ...
+
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write its folder."""
+        ...
+
+    def eval(self) -> Any:
+        """Set it to evaluation."""
+        ...
 
 
 class DualTokenizer:
     """The linguistic and the semantic tokenizer of one model."""
 
-    def __init__(self, linguistic: SpeechTokenizer, semantic: SpeechTokenizer) -> None:
+    def __init__(self, linguistic: Book, semantic: Book) -> None:
         for tokenizer, book in ((linguistic, "linguistic"), (semantic, "semantic")):
             if tokenizer.book != book:
                 raise UsageError(f"the {book} tokenizer was given a {tokenizer.book} one")
+        if linguistic.peak != semantic.peak:
+            raise UsageError(
+                f"the linguistic tokenizer hears sound of peak {linguistic.peak:g}, the semantic "
+                f"one of {semantic.peak:g}: both must come from one making"
+            )
         self.linguistic = linguistic.eval()
         self.semantic = semantic.eval()
 
+    @property
+    def peak(self) -> float:
+        """The level of sound both were trained at."""
+        level: float = self.linguistic.peak
+        return level
+
     @classmethod
     def load(cls, folder: str | Path) -> "DualTokenizer":
-        """Read ``folder/linguistic`` and ``folder/semantic``."""
+        """Read ``folder/linguistic`` and ``folder/semantic``, of whichever kind they are."""
         folder = Path(folder)
-        return cls(
-            SpeechTokenizer.load(folder / "linguistic"), SpeechTokenizer.load(folder / "semantic")
-        )
+        return cls(load_book(folder / "linguistic"), load_book(folder / "semantic"))
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write both below ``folder``, the numbers as ``dtype`` where one is given."""
@@ -38,8 +78,24 @@ class DualTokenizer:
         self.semantic.save(Path(folder) / "semantic", dtype=dtype)
 
     def encode(self, samples: Tensor) -> CodePair:
-        """Codes of one mono clip (T,) at 16 kHz, T whole groups of 1,920 samples."""
-        return self.encode_mels([log_mel(samples[None])[0]])[0]
+        """Codes of one mono clip (T,) at 16 kHz, as :func:`aqaa.audio.file.prepare` leaves it.
+
+        Those of a rest that fills no whole group may be among them.
+
+        Raises:
+            UsageError: not one clip, NaN or Inf, or a length that these tokenizers cannot hear.
+        """
+        check_samples(samples)
+        return CodePair(
+            self.linguistic.encode_sound(samples), self.semantic.encode_sound(samples)
+        )
+
+    def stream(self) -> "DualStream":
+        """Begin a clip whose sound comes bit by bit."""
+        streams = [getattr(book, "stream", None) for book in (self.linguistic, self.semantic)]
+        if None in streams:
+            raise UsageError("these tokenizers hear whole clips only: gather the sound first")
+        return DualStream(*(begin() for begin in streams if begin is not None))
 
     def encode_mels(
         self, mels: list[Tensor], *, books: tuple[str, ...] = ("linguistic", "semantic")
@@ -51,10 +107,58 @@ class DualTokenizer:
         batch, mask = pad_mels(mels)
         found: dict[str, list[list[int]]] = {}
         for book in books:
-            tokenizer: SpeechTokenizer = getattr(self, book)
+            tokenizer = getattr(self, book)
+            if not isinstance(tokenizer, SpeechTokenizer):
+                raise UsageError(f"the {book} tokenizer hears sound, not this mel: use encode")
             codes = tokenizer.encode(batch, mask)
             counts = [mel.shape[1] // tokenizer.frames_per_code for mel in mels]
             found[book] = [row[:count].tolist() for row, count in zip(codes, counts, strict=True)]
         empty: list[list[int]] = [[] for _ in mels]
         pairs = zip(found.get("linguistic", empty), found.get("semantic", empty), strict=True)
         return [CodePair(*pair) for pair in pairs]
+
+
+class DualStream:
+    """A clip on its way through both books: whole groups come out as soon as both know them."""
+
+    def __init__(self, linguistic: CodeStream, semantic: CodeStream) -> None:
+        self._streams = (linguistic, semantic)
+        self._owed = CodePair([], [])
+
+    def push(self, samples: Tensor) -> CodePair:
+        """Take the next samples (T,); the groups that are now certain in both books.
+
+        Raises:
+            UsageError: not one clip, NaN or Inf; the stream stands where it stood.
+        """
+        check_samples(samples)
+        return self._groups(*(stream.push(samples) for stream in self._streams))
+
+    def finish(self) -> CodePair:
+        """The sound has ended: the last whole groups; a rest of either book is dropped."""
+        return self._groups(*(stream.finish() for stream in self._streams))
+
+    def _groups(self, linguistic: list[int], semantic: list[int]) -> CodePair:
+        owed = CodePair(self._owed.linguistic + linguistic, self._owed.semantic + semantic)
+        two, three = owed.groups * LINGUISTIC_PER_GROUP, owed.groups * SEMANTIC_PER_GROUP
+        self._owed = CodePair(owed.linguistic[two:], owed.semantic[three:])
+        return CodePair(owed.linguistic[:two], owed.semantic[:three])
+
+
+def check_samples(samples: Tensor) -> None:
+    """Refuse sound (T,) that would be given codes which mean nothing."""
+    if samples.dim() != 1 or not samples.is_floating_point():
+        raise UsageError(
+            f"one clip (T,) of floating-point samples is needed, not {samples.dtype} of shape "
+            f"{tuple(samples.shape)}: average its channels first"
+        )
+    if not bool(samples.isfinite().all()):
+        bad = int((~samples.isfinite()).sum())
+        raise UsageError(f"the sound holds {bad} NaN or infinite samples; record it again")
+
+
+def load_book(folder: str | Path) -> Book:
+    """Read one tokenizer's folder by the kind its config.json names."""
+    settings = read_json(Path(folder) / "config.json")
+    organ = settings.get("organ") if isinstance(settings, dict) else None
+    return _KINDS.get(str(organ), SpeechTokenizer).load(folder)

@@ -3,7 +3,7 @@
 The linguistic book learns phones alone (CTC), so it keeps what was said; the semantic book also
 rebuilds the mel, so it keeps how. Both follow paper section 2.1 in rate and size; the released
 encoders (Paraformer, Whisper-style) are larger relatives of this one.
-Letters: B clips, F mel frames, N codes, S CTC steps, P labels with blank.
+Letters: B clips, T samples, F mel frames, N codes, S CTC steps, P labels with blank.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from aqaa.audio.file import PEAK
+from aqaa.audio.mel import log_mel
 from aqaa.errors import UsageError
 from aqaa.layers import ConvAttention
-from aqaa.signals import MEL_BINS
+from aqaa.signals import GROUP_SAMPLES, MEL_BINS
 from aqaa.storage import load_organ, save_organ
 from aqaa.tokenizer.codebook import Codebook
 from aqaa.tokenizer.encoder import MelEncoder
@@ -52,6 +54,8 @@ class SpeechTokenizer(nn.Module):
         ctc_steps: CTC steps per code; speech has more phones than 16.7 a second.
         width, blocks, code_width: of the encoder.
     """
+
+    peak = PEAK
 
     def __init__(
         self,
@@ -126,6 +130,16 @@ class SpeechTokenizer(nn.Module):
             raise UsageError(f"the {self.book} codebook was never started from data")
         z, _ = self.encoder(self.normalise(mel, mask), mask)
         return self.codebook.search(z)
+
+    def encode_sound(self, samples: Tensor) -> list[int]:
+        """Codes of one mono clip (T,) at 16 kHz, T whole groups of 1,920 samples."""
+        if not len(samples) or len(samples) % GROUP_SAMPLES:
+            raise UsageError(
+                f"{len(samples)} samples are not whole groups of {GROUP_SAMPLES}: pad them first"
+            )
+        mel = log_mel(samples[None])
+        codes: list[int] = self.encode(mel, torch.ones(1, mel.shape[2]))[0].tolist()
+        return codes
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors, the numbers as ``dtype`` where one is given."""

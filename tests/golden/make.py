@@ -10,14 +10,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from aqaa.audio.whisper_mel import whisper_mel
 from aqaa.backbone.initial import write_initial
 from aqaa.backbone.loading import Backbone, Ids, load_backbone
 from aqaa.backbone.step1 import Step1Config, Step1ForCausalLM
 from aqaa.storage import load_tensors, save_tensors
 from aqaa.stream import StreamLayout
 from aqaa.text import TextTokenizer
+from aqaa.tokenizer.codebook import mini_batch_kmeans
 from aqaa.tokenizer.dual import DualTokenizer
+from aqaa.tokenizer.released import LinguisticTokenizer, SemanticTokenizer
+from aqaa.tokenizer.sanm import SanmEncoder
 from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer
+from aqaa.tokenizer.whisper import SemanticEncoder
 from aqaa.vocabulary import Vocabulary
 from aqaa.vocoder.flow import FlowVocoder
 from aqaa.vocoder.hift import Hift
@@ -28,7 +33,10 @@ from aqaa.vocoder.waveform import WaveformHead
 FOLDER = Path(__file__).parent
 WORDS = [f"w{i:02}" for i in range(46)]
 FRAMES_PER_CODE = {"linguistic": 6, "semantic": 4}
-ORGANS = ("linguistic", "semantic", "step1", "flow", "waveform", "token_flow", "hift")
+RELEASED = ("sanm", "whisper", "token_flow", "hift")
+ORGANS = ("linguistic", "semantic", "step1", "flow", "waveform", *RELEASED)
+SANM = {"in_width": 560, "width": 8, "blocks": 2, "heads": 2, "inner": 12, "kernel": 5}
+WHISPER = {"bins": 128, "width": 8, "blocks": 2, "heads": 2, "inner": 12, "positions": 40}
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -65,6 +73,45 @@ def speech_tokenizer(book: str, *, codes: int, seed: int = 0) -> SpeechTokenizer
         z = tokenizer(mel, torch.ones(len(mel), frames)).z
     tokenizer.codebook.start(z.flatten(0, 1), rounds=1, generator=generator)
     return tokenizer
+
+
+def sanm(seed: int = 0) -> SanmEncoder:
+    """A streaming encoder of the released kind."""
+    encoder = SanmEncoder(**SANM)
+    randomise(encoder, seed)
+    return encoder
+
+
+def whisper(*, codes: int = 32, positions: int = 40, seed: int = 0) -> SemanticEncoder:
+    """A semantic encoder of the released kind, its codes on the unit sphere."""
+    network = SemanticEncoder(**{**WHISPER, "codes": codes, "positions": positions})
+    randomise(network, seed)
+    generator = torch.Generator().manual_seed(seed)
+    book = torch.randn(codes, WHISPER["width"], generator=generator)
+    network.codebook.hold(nn.functional.normalize(book, dim=-1))
+    return network
+
+
+def released_dual(seed: int = 0) -> DualTokenizer:
+    """Both tokenizers of the released kind, their codes where the encoders' vectors are."""
+    linguistic = LinguisticTokenizer(codes=64, encoder=SANM)
+    linguistic.encoder = sanm(seed)
+    generator = torch.Generator().manual_seed(seed)
+    linguistic.shift.copy_(torch.randn(560, generator=generator) - 8)
+    linguistic.scale.copy_(0.2 + 0.1 * torch.rand(560, generator=generator))
+    places = torch.arange(160_000)
+    level = (places * 0.0007).sin() * 0.2
+    clip = level * (places * 0.09).sin() + 0.05 * torch.randn(len(places), generator=generator)
+    with torch.no_grad():
+        linguistic.codebook.hold(mini_batch_kmeans(linguistic.vectors([clip])[0], codes=64))
+    semantic = SemanticTokenizer(network={**WHISPER, "positions": 1500, "codes": 64})
+    semantic.network = whisper(codes=64, positions=1500, seed=seed)
+    mel = whisper_mel(clip)[None]
+    with torch.no_grad():
+        hidden = semantic.network(mel, torch.tensor([mel.shape[2]])).hidden[0]
+    unit = nn.functional.normalize(hidden, dim=-1)
+    semantic.codebook.hold(mini_batch_kmeans(unit, codes=64))
+    return DualTokenizer(linguistic, semantic)
 
 
 def dual(seed: int = 0) -> DualTokenizer:
@@ -169,8 +216,8 @@ def build(organ: str) -> nn.Module:
     """The organ of a golden file."""
     if organ in FRAMES_PER_CODE:
         return speech_tokenizer(organ, codes=32)
-    made = {"step1": step1, "flow": flow, "waveform": waveform, "token_flow": token_flow,
-            "hift": hift}  # fmt: skip
+    made = {"step1": step1, "flow": flow, "waveform": waveform, "sanm": sanm, "whisper": whisper,
+            "token_flow": token_flow, "hift": hift}  # fmt: skip
     return made[organ]()
 
 
@@ -186,6 +233,20 @@ def run(organ: str, module: nn.Module) -> dict[str, Tensor]:
         linguistic, semantic = codes[:, :8] * 101 % 1024, codes * 331 % 4096
         noise = wave(160 * 24).reshape(1, 160, 24)
         return {"sample": module.sample(linguistic, semantic, steps=3, guidance=0.7, noise=noise)}
+    if organ in RELEASED:
+        return _run_released(organ, module)
+    mel = 3 * wave(80 * 36).reshape(1, 80, 36) - 3
+    if organ == "waveform":
+        return {"samples": module(mel)}
+    assert isinstance(module, SpeechTokenizer)
+    mask = torch.ones(1, 36)
+    out = module(mel, mask)
+    found = {"codes": module.encode(mel, mask), "log_probs": out.log_probs, "z": out.z}
+    return found if out.mel is None else {**found, "mel": out.mel}
+
+
+def _run_released(organ: str, module: nn.Module) -> dict[str, Tensor]:
+    """The same for the organs of the released sizes' shapes."""
     if organ == "token_flow":
         assert isinstance(module, TokenFlow)
         tokens = torch.arange(9)[None] * 7 % 24
@@ -197,14 +258,14 @@ def run(organ: str, module: nn.Module) -> dict[str, Tensor]:
         assert isinstance(module, Hift)
         mel, source = wave(120).reshape(1, 10, 12), wave(256 * 12).reshape(1, 1, -1)
         return {"f0": module.f0(mel), "samples": module.decode(mel, 0.1 * source)}
-    mel = 3 * wave(80 * 36).reshape(1, 80, 36) - 3
-    if organ == "waveform":
-        return {"samples": module(mel)}
-    assert isinstance(module, SpeechTokenizer)
-    mask = torch.ones(1, 36)
-    out = module(mel, mask)
-    found = {"codes": module.encode(mel, mask), "log_probs": out.log_probs, "z": out.z}
-    return found if out.mel is None else {**found, "mel": out.mel}
+    if organ == "sanm":
+        assert isinstance(module, SanmEncoder)
+        feats = wave(560 * 22).reshape(1, 22, 560)
+        return {"vectors": module.encode_chunks(feats, [4] * 5 + [2])}
+    mel, lengths = wave(2 * 128 * 50).reshape(2, 128, 50), torch.tensor([50, 31])
+    found = module(mel, lengths)
+    parts = {f"hidden_{i}": found.hidden[i, :n] for i, n in enumerate(found.lengths.tolist())}
+    return {**parts, "codes": found.codes[0]}
 
 
 def wave(count: int) -> Tensor:

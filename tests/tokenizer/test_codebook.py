@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from aqaa.errors import UsageError
 from aqaa.tokenizer import codebook as module
 from aqaa.tokenizer.codebook import Codebook
 
@@ -120,3 +121,77 @@ def test_more_codes_than_vectors_still_start() -> None:
 
 def test_the_same_seed_starts_the_same_book() -> None:
     assert torch.equal(started().vectors, started().vectors)
+
+
+def slow_kmeans(z: Tensor, codes: int, epochs: int, batch: int, seed: int) -> Tensor:
+    """Mini-batch k-means, one vector after another, in float64; no code dies here."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = module.plus_plus(z, codes=codes, generator=generator).double()
+    given = [0] * codes
+    for _ in range(epochs):
+        for rows in torch.randperm(len(z), generator=generator).split(batch):
+            assigned = [nearest(z[i], centres) for i in rows]
+            for i, code in zip(rows, assigned, strict=True):
+                given[code] += 1
+                centres[code] += (z[i] - centres[code]) / given[code]
+    assert min(given) > 0
+    return centres
+
+
+def blobs(count: int, spread: float = 0.05) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(count)
+    middles = 4 * torch.randn(count, 6, generator=generator)
+    z = middles.repeat(30, 1) + spread * torch.randn(30 * count, 6, generator=generator)
+    return z, middles
+
+
+def test_mini_batch_kmeans_against_a_loop() -> None:
+    z, _ = blobs(5, spread=1.5)
+    found = module.mini_batch_kmeans(z, codes=5, epochs=3, batch=32, seed=4)
+    expected = slow_kmeans(z, codes=5, epochs=3, batch=32, seed=4)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_cluster_is_found(seed: int) -> None:
+    z, middles = blobs(20)
+    found = module.mini_batch_kmeans(z, codes=20, batch=64, seed=seed)
+    assert torch.equal(found, module.mini_batch_kmeans(z, codes=20, batch=64, seed=seed))
+    assert sorted(module.nearest(middles, found).tolist()) == list(range(20))
+    torch.testing.assert_close(found[module.nearest(middles, found)], middles, rtol=0, atol=0.05)
+
+
+def test_a_centre_that_gets_nothing_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    z, middles = blobs(8)
+    # A start from which three centres can never get a vector.
+    start = torch.cat([middles[:5], 1e4 + torch.zeros(3, 6)])
+    monkeypatch.setattr(module, "plus_plus", lambda *a, **k: start.clone())
+    found = module.mini_batch_kmeans(z, codes=8, epochs=12, batch=64)
+    assert found.abs().max() < 100
+    assert len(module.nearest(z, found).unique()) == 8
+
+
+def test_the_first_centres_lie_apart() -> None:
+    z, middles = blobs(12, spread=0.001)
+    found = module.plus_plus(z, codes=12, generator=torch.Generator().manual_seed(0))
+    assert len(module.nearest(found, middles).unique()) == 12
+    same = module.plus_plus(
+        torch.ones(5, 2), codes=4, generator=torch.Generator().manual_seed(0)
+    )
+    assert torch.equal(same, torch.ones(4, 2))
+
+
+def test_vectors_that_cannot_be_clustered_are_a_sentence() -> None:
+    with pytest.raises(UsageError, match="3 vectors cannot start 4 codes"):
+        module.mini_batch_kmeans(torch.randn(3, 2), codes=4)
+    with pytest.raises(UsageError, match="NaN"):
+        module.mini_batch_kmeans(torch.full((9, 2), torch.nan), codes=4)
+
+
+def test_a_book_held_is_the_one_searched() -> None:
+    book, vectors = Codebook(codes=6, width=3), torch.randn(6, 3)
+    book.hold(vectors)
+    assert book.active
+    assert book.search(vectors).tolist() == list(range(6))
+    assert book.search(torch.zeros(2, 0, 3)).shape == (2, 0)
+    assert torch.equal(book.sums / book.counts[:, None], vectors)

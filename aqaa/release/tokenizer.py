@@ -1,0 +1,265 @@
+"""The released tokenizers: a Paraformer's encoder with k-means centres, and a Whisper-style one.
+
+Every size is read from the tensors; nothing that the release brings along is run.
+Letters: T samples, F frames of 60 ms, I frame width, W width, K codes, B clips.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from aqaa.audio.fbank import FRAME_WIDTH, linguistic_frontend
+from aqaa.errors import UsageError
+from aqaa.release.onnx_weights import read_semantic_onnx
+from aqaa.storage import load_tensors, read_json
+from aqaa.tokenizer.dual import DualTokenizer
+from aqaa.tokenizer.released import LinguisticTokenizer, SemanticTokenizer
+from aqaa.tokenizer.sanm import SanmEncoder
+from aqaa.tokenizer.whisper import SemanticEncoder
+
+__all__ = [
+    "linguistic_encoder_from_state",
+    "linguistic_frontend",
+    "load_tokenizer",
+    "semantic_encoder_from_state",
+]
+
+# The rest of a Paraformer, which writes text: read by nobody here.
+PARAFORMER_PREFIXES = ("decoder.", "predictor.")
+CENTRES = "linguistic_tokenizer.npy"
+SEMANTIC_FILES = (
+    "speech_tokenizer_v1.onnx",
+    "speech_tokenizer_v1.safetensors",
+    "speech_tokenizer_v1.pt",
+)
+PARAFORMER_HEADS = 4
+SEMANTIC_HEAD_WIDTH = 64
+_FOREIGN_MODELS = re.compile(r"step[-_]?audio[-_]?(2|r1)", re.IGNORECASE)
+_BOOK = "quantizer._codebook.embed"
+_SHOWN = 5
+
+State = Mapping[str, Tensor]
+
+
+def linguistic_encoder_from_state(state: State, *, heads: int = PARAFORMER_HEADS) -> SanmEncoder:
+    """The streaming encoder from a Paraformer's tensors, in float32 and evaluation mode.
+
+    Args:
+        state: ``encoder.*``; what writes text (``decoder.*``, ``predictor.*``) may lie beside.
+        heads: of its attention, which no shape tells.
+
+    Raises:
+        UsageError: a tensor is missing, unknown, or of another shape.
+    """
+    encoder = SanmEncoder(**_sanm_sizes(state, heads))
+    _fill(encoder, _own(state, PARAFORMER_PREFIXES), "linguistic encoder", prefix="encoder.")
+    return encoder.eval()
+
+
+def semantic_encoder_from_state(state: State, *, heads: int) -> SemanticEncoder:
+    """The 25 Hz encoder with its book, in float32 and evaluation mode.
+
+    Args:
+        state: ``encoder.*`` and ``quantizer._codebook.embed``.
+        heads: of its attention, which no shape tells (64 wide each in the released one).
+
+    Raises:
+        UsageError: a tensor is missing, unknown, or of another shape; another family's tokenizer.
+    """
+    network = SemanticEncoder(**_semantic_sizes(state, heads))
+    own = dict(state)
+    book = own.pop(_BOOK)
+    _fill(network.encoder, own, "semantic encoder", prefix="encoder.")
+    network.codebook.hold(book.float())
+    return network.eval()
+
+
+def load_tokenizer(folder: str | Path, *, ignore: Iterable[str] = ()) -> DualTokenizer:
+    """Both tokenizers of a released folder.
+
+    Args:
+        folder: holds a Paraformer's folder (``model.pt`` and ``am.mvn``, at any depth),
+            ``linguistic_tokenizer.npy`` and ``speech_tokenizer_v1.onnx`` (or the same weights
+            as ``.safetensors`` or ``.pt``).
+        ignore: prefixes of further tensors in ``model.pt`` to leave aside.
+
+    Raises:
+        UsageError: a file is missing or damaged, or the folder is another family's.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder: give the released tokenizer's")
+    _refuse_foreign(folder)
+    return DualTokenizer(_linguistic(folder, tuple(ignore)), _semantic(folder))
+
+
+def _linguistic(folder: Path, ignore: tuple[str, ...]) -> LinguisticTokenizer:
+    statistics = sorted(folder.rglob("am.mvn"))
+    if len(statistics) != 1:
+        raise UsageError(
+            f"{folder} holds {len(statistics)} files am.mvn: exactly one, in the Paraformer's "
+            "folder beside its model.pt, is needed"
+        )
+    state = _own(_torch_state(statistics[0].with_name("model.pt")), ignore)
+    centres = _centres(folder / CENTRES)
+    sizes = _sanm_sizes(state, PARAFORMER_HEADS)
+    if centres.shape[1] != sizes["width"]:
+        raise UsageError(
+            f"{folder / CENTRES} holds centres of width {centres.shape[1]}, "
+            f"the encoder gives {sizes['width']}: they do not belong together"
+        )
+    if sizes["in_width"] != FRAME_WIDTH:
+        raise UsageError(
+            f"the encoder takes frames of {sizes['in_width']} numbers, the front end gives "
+            f"{FRAME_WIDTH}"
+        )
+    tokenizer = LinguisticTokenizer(codes=len(centres), encoder=sizes)
+    tokenizer.encoder = linguistic_encoder_from_state(state, heads=PARAFORMER_HEADS)
+    tokenizer.shift, tokenizer.scale = _statistics(statistics[0])
+    tokenizer.codebook.hold(centres)
+    return tokenizer.eval()
+
+
+def _semantic(folder: Path) -> SemanticTokenizer:
+    found = [folder / name for name in SEMANTIC_FILES if (folder / name).is_file()]
+    if not found:
+        raise UsageError(f"{folder} lacks a semantic tokenizer: {SEMANTIC_FILES[0]} or its like")
+    readers = {".onnx": read_semantic_onnx, ".safetensors": load_tensors, ".pt": _torch_state}
+    state = readers[found[0].suffix](found[0])
+    heads = max(1, _shape(state, "encoder.conv1.weight")[0] // SEMANTIC_HEAD_WIDTH)
+    tokenizer = SemanticTokenizer(network=_semantic_sizes(state, heads))
+    tokenizer.network = semantic_encoder_from_state(state, heads=heads)
+    return tokenizer.eval()
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Name a folder of Step-Audio 2 or R1, which hears by other means."""
+    config = folder / "config.json"
+    said = str(read_json(config)) if config.is_file() else ""
+    if _FOREIGN_MODELS.search(said) or any(folder.glob("**/speech_tokenizer_v2*")):
+        raise UsageError(
+            f"{folder} is of Step-Audio 2 or R1: a continuous encoder and 6,561 CosyVoice 2 codes, "
+            "not the two books of this family"
+        )
+
+
+def _sanm_sizes(state: State, heads: int) -> dict[str, int]:
+    first = "encoder.encoders0.0."
+    width, inner = _shape(state, first + "feed_forward.w_2.weight")[:2]
+    return {
+        "in_width": _shape(state, first + "self_attn.linear_q_k_v.weight")[1],
+        "width": width,
+        "blocks": 1 + _count(state, "encoder.encoders."),
+        "heads": heads,
+        "inner": inner,
+        "kernel": _shape(state, first + "self_attn.fsmn_block.weight")[2],
+    }
+
+
+def _semantic_sizes(state: State, heads: int) -> dict[str, int]:
+    if any("project_down" in name or "fsmn_block" in name for name in state):
+        raise UsageError(
+            "this is CosyVoice 2's tokenizer (6,561 codes by rounding, as in Step-Audio 2), "
+            "not the 25 Hz one of 4,096 codes"
+        )
+    width, bins, _ = _shape(state, "encoder.conv1.weight")
+    return {
+        "bins": bins,
+        "width": width,
+        "blocks": _count(state, "encoder.blocks."),
+        "heads": heads,
+        "inner": _shape(state, "encoder.blocks.0.mlp.0.weight")[0],
+        "positions": _shape(state, "encoder.positional_embedding")[0],
+        "codes": _shape(state, _BOOK)[0],
+    }
+
+
+def _count(state: State, prefix: str) -> int:
+    """How many numbered blocks stand below ``prefix``."""
+    return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
+
+
+def _shape(state: State, name: str) -> tuple[int, ...]:
+    if name not in state:
+        raise UsageError(f"the weights lack {name}: they are not those of this encoder")
+    return tuple(state[name].shape)
+
+
+def _own(state: State, ignored: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors that no ignored prefix claims."""
+    return {k: v for k, v in state.items() if not (ignored and k.startswith(ignored))}
+
+
+def _fill(module: nn.Module, state: State, what: str, *, prefix: str) -> None:
+    """Load ``prefix``-named tensors into a module, all of them and no others."""
+    wanted = {prefix + name: tensor.shape for name, tensor in module.state_dict().items()}
+    if missing := sorted(wanted.keys() - state.keys()):
+        raise UsageError(f"the weights of the {what} lack {_listed(missing)}")
+    if unknown := sorted(state.keys() - wanted.keys()):
+        raise UsageError(
+            f"the weights of the {what} hold unknown tensors: {_listed(unknown)}; "
+            "leave them out, or name their prefix to be ignored"
+        )
+    for name, shape in wanted.items():
+        if state[name].shape != shape:
+            raise UsageError(
+                f"{name} has shape {tuple(state[name].shape)}, the {what} takes {tuple(shape)}"
+            )
+    module.load_state_dict({name.removeprefix(prefix): state[name] for name in wanted})
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _torch_state(path: Path) -> dict[str, Tensor]:
+    """A state dict from a torch file; nothing in it is run."""
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist") from None
+    except Exception as error:  # torch raises whatever the damage makes it raise
+        reason = " ".join(str(error).split())[:120]
+        raise UsageError(f"{path} holds no plain tensors or is damaged: {reason}") from None
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise UsageError(f"{path} is not a plain dict of tensors")
+    return found
+
+
+def _centres(path: Path) -> Tensor:
+    """Cluster centres (K, W)."""
+    try:
+        found = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"{path} is no array of numbers: {error}") from None
+    if found.ndim != 2 or found.dtype.kind != "f" or not np.isfinite(found).all():
+        raise UsageError(
+            f"{path} holds {found.dtype} of shape {found.shape}: centres (codes, width) are needed"
+        )
+    return torch.from_numpy(found.astype(np.float32))
+
+
+def _statistics(path: Path) -> tuple[Tensor, Tensor]:
+    """Shift and scale (I,) of a Kaldi file of mean and variance."""
+    words = path.read_text("utf-8", errors="replace").split()
+    found = []
+    for part in ("<AddShift>", "<Rescale>"):
+        try:
+            begin = words.index("[", words.index(part)) + 1
+            numbers = [float(word) for word in words[begin : words.index("]", begin)]]
+        except ValueError:
+            raise UsageError(f"{path} is damaged: {part} is followed by no [ numbers ]") from None
+        if len(numbers) != FRAME_WIDTH or not np.isfinite(numbers).all():
+            raise UsageError(
+                f"{path}: {part} has {len(numbers)} numbers, {FRAME_WIDTH} finite ones are needed"
+            )
+        found.append(torch.tensor(numbers))
+    return found[0], found[1]

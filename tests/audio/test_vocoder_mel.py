@@ -39,8 +39,10 @@ def test_filters_equal_torchaudios() -> None:
     torch.testing.assert_close(slaney_filters(), theirs.T, rtol=0, atol=1e-6)
 
 
-def test_a_frame_by_sums() -> None:
+@pytest.mark.parametrize("loudness", [1.0, 1e-4])  # so quiet that the least power counts
+def test_a_frame_by_sums(loudness: float) -> None:
     sound = torch.rand(1, 1500, generator=torch.Generator().manual_seed(0)) - 0.5
+    sound = loudness * sound
     found = vocoder_mel(sound)
     assert found.shape == (1, 80, 5)
     n, k = torch.arange(1024, dtype=torch.float64), torch.arange(513, dtype=torch.float64)
@@ -58,9 +60,7 @@ def test_a_frame_by_sums() -> None:
 
 def test_silence_has_a_floor() -> None:
     found = vocoder_mel(torch.zeros(1, 1024))
-    root = math.sqrt(1e-9)  # of the least power there is
-    wanted = (slaney_filters().sum(1) * root).clamp(min=1e-5).log()
-    torch.testing.assert_close(found[0, :, 0], wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, torch.full((1, 80, 4), math.log(1e-5)))
 
 
 @pytest.mark.parametrize(("samples", "frames"), [(385, 1), (511, 1), (512, 2), (22050, 86)])

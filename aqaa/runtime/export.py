@@ -1,4 +1,4 @@
-"""From the saved state of a run, sharded or not, to a folder that transformers reads.
+"""From a run, finished or cut, sharded or not, to a folder that transformers reads.
 
 Letters: none; parameters pass one at a time, whatever their shape.
 """
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from aqaa.backbone.shards import INDEX, SHARD_BYTES, read_tensors, tensor_files, write_tensors
 from aqaa.errors import UsageError
-from aqaa.lineage import MODEL, PARENTS, RECORD
+from aqaa.lineage import IDS, MODEL, PARENTS, RECORD
 from aqaa.runtime.checkpoint import FORMAT, SHARDED, STATE
 from aqaa.runtime.containers import decode
 from aqaa.runtime.shards import ShardFiles, unsharded
 from aqaa.runtime.states import STATES, read_manifest, saved_states, step_folder, step_of
 from aqaa.runtime.tensor_file import check_hash
-from aqaa.storage import atomic_folder, narrowed, read_json
+from aqaa.storage import atomic_folder, narrowed, read_json, verify_manifest
 
 _PREFIX = "decoder."  # what a stage of the backbone calls it
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -35,7 +35,9 @@ def export(
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """Write the backbone of a run's saved state as a Hugging Face folder (`aqaa export`).
+    """Write the backbone of a run as a Hugging Face folder (`aqaa export`).
+
+    A finished run gives its model, a cut one or a step that is named the saved state.
 
     One parameter and one file's worth of them are in memory, whatever the size of the model and
     however many ranks saved it.
@@ -43,8 +45,8 @@ def export(
     Args:
         source: the run folder.
         out: the folder to write, with its manifest.
-        step: of the state (None: the latest that is whole).
-        model: folder the run started from (None: what its parents.json says).
+        step: of a saved state (None: the end, or the latest state that is whole).
+        model: folder a cut run started from (None: what its parents.json says).
         dtype: ``float32`` as saved, or ``bfloat16`` or ``float16``.
         shard_bytes: of a weight file.
 
@@ -57,21 +59,36 @@ def export(
     if dtype not in _DTYPES:
         raise UsageError(f"dtype={dtype} is none of {', '.join(_DTYPES)}")
     run = Path(source)
-    state = _state(run, step)
-    start = Path(model or _started_from(run))
+    if step is None and (run / RECORD).is_file():
+        like, tensors, what = run / MODEL, _finished(run), "the finished model"
+    else:
+        state = _state(run, step)
+        like = Path(model or _started_from(run))
+        tensors, what = _saved(run, like, state), f"step {step_of(state)}"
+    with atomic_folder(out) as folder:
+        for file in like.iterdir():
+            if file.suffix == ".json" and file.name != INDEX:
+                shutil.copy(file, folder / file.name)
+        whole = ((name, narrowed(name, tensor, _DTYPES[dtype])) for name, tensor in tensors)
+        write_tensors(folder, whole, shard_bytes=shard_bytes)
+    print(f"{what} of {run}")
+    return Path(out)
+
+
+def _finished(run: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a finished run's model, every byte of it checked."""
+    if not (run / MODEL / IDS).is_file():
+        raise UsageError(f"{run} trains no backbone: only a backbone is exported")
+    verify_manifest(run / MODEL)
+    return read_tensors(run / MODEL)
+
+
+def _saved(run: Path, start: Path, state: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a saved state, in the order of the model it started from."""
     names = [name for members in tensor_files(start).values() for name in members]
     saved, read = _parameters(state)
     _check(run, start, names, saved)
-    with atomic_folder(out) as folder:
-        for file in start.iterdir():
-            if file.suffix == ".json" and file.name != INDEX:
-                shutil.copy(file, folder / file.name)
-        whole = ((n, narrowed(n, t, _DTYPES[dtype])) for n, t in _ordered(start, saved, read))
-        write_tensors(folder, whole, shard_bytes=shard_bytes)
-    print(f"step {step_of(state)} of {run}")
-    if (run / RECORD).is_file():
-        print(f"{run} is finished: the model of its last step is {run / MODEL}")
-    return Path(out)
+    return _ordered(start, saved, read)
 
 
 def _state(run: Path, step: int | None) -> Path:

@@ -14,7 +14,7 @@ from aqaa.errors import UsageError
 from aqaa.runtime.checkpoint import SHARDED, StateFiles
 from aqaa.runtime.export import export
 from aqaa.runtime.states import saved_states, seal, step_folder
-from aqaa.storage import load_tensors, sha256_file, verify_manifest, write_json
+from aqaa.storage import load_tensors, sha256_file, verify_manifest, write_json, write_manifest
 from tests.runtime.two_ranks import write_models
 
 
@@ -101,6 +101,18 @@ def test_a_real_run_is_exported_as_it_ended(tmp_path: Path, start: Path) -> None
     before = load_tensors(tmp_path / "before/model.safetensors")
     assert before.keys() == last.keys()
     assert 0 < max(float((before[k] - last[k]).abs().max()) for k in last) < 0.05  # a step away
+    # Once it is finished, the end is what is exported; a step can still be named.
+    write_manifest(run / "model")
+    write_json(run / "lineage.json", {})
+    export(source=str(run), out=str(tmp_path / "end"))
+    end = load_tensors(tmp_path / "end/model.safetensors")
+    name = "model.norm.weight"
+    assert end.keys() == last.keys() and all(end[k].equal(last[k]) for k in last)
+    export(source=str(run), out=str(tmp_path / "end"), step=STEPS - 1)
+    assert load_tensors(tmp_path / "end/model.safetensors")[name].equal(before[name])
+    (run / "model/model.safetensors").write_bytes(b"cut")
+    with pytest.raises(UsageError, match="model.safetensors is damaged"):
+        export(source=str(run), out=str(tmp_path / "none"))
 
 
 def test_another_precision_and_another_step(start: Path, tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from aqaa import cli
 from aqaa.runtime.log import MetricsFile
+from tests.conftest import Chain
 
 
 def read(folder: Path) -> list[dict[str, str]]:
@@ -62,3 +64,15 @@ def test_nothing_to_resume_is_no_error(tmp_path: Path) -> None:
     MetricsFile(folder=tmp_path).resume(3)
     log = MetricsFile(folder=tmp_path)
     assert (log.name, log.version) == ("", "")
+
+
+def test_weights_and_biases_gets_the_figures_and_stays_offline(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    words = chain.words("vocoder_waveform", tmp_path, "log=wandb")
+    assert cli.main(words) == 0
+    assert "syncing is set to `offline`" in capfd.readouterr().err
+    (record,) = (tmp_path / "vocoder_waveform" / "wandb").glob("offline-run-*/run-*.wandb")
+    assert b"train/loss" in record.read_bytes()
+    assert (tmp_path / "vocoder_waveform" / "metrics.csv").is_file()

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import pytest
+import wandb
 
 from aqaa import cli
 from aqaa.runtime.log import MetricsFile
@@ -72,6 +73,7 @@ def test_weights_and_biases_gets_the_figures_and_stays_offline(
     monkeypatch.delenv("WANDB_MODE", raising=False)
     words = chain.words("vocoder_waveform", tmp_path, "log=wandb")
     assert cli.main(words) == 0
+    wandb.finish()  # what the end of the process does otherwise
     assert "syncing is set to `offline`" in capfd.readouterr().err
     (record,) = (tmp_path / "vocoder_waveform" / "wandb").glob("offline-run-*/run-*.wandb")
     assert b"train/loss" in record.read_bytes()

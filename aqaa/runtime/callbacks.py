@@ -1,14 +1,10 @@
 """What is shown while a stage trains."""
 
-import os
-import sys
-import time
 from typing import Any
 
 import lightning.pytorch as pl
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-_LINE_EVERY_S = 15.0
+from aqaa.progress import Bar
 
 
 class ShowProgress(pl.Callback):
@@ -16,26 +12,13 @@ class ShowProgress(pl.Callback):
 
     def __init__(self, *, name: str) -> None:
         self._name = name
-        self._bar: Progress | None = None
-        self._task: Any = None
-        self._printed_at = 0.0
-        self._begun_at = 0.0
-        self._begun_step = 0
+        self._bar: Bar | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock; a resumed run counts from where it stands."""
-        self._begun_at = self._printed_at = time.monotonic()
-        self._begun_step = trainer.global_step
-        as_lines = os.environ.get("AQAA_PROGRESS") == "lines" or not sys.stdout.isatty()
-        if trainer.is_global_zero and not as_lines:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-            )
-            self._task = self._bar.add_task(self._name, total=trainer.max_steps, note="")
-            self._bar.start()
+        """Start the clock, on one rank; a resumed run counts from where it stands."""
+        if trainer.is_global_zero:
+            begun, total = trainer.global_step, int(trainer.max_steps)
+            self._bar = Bar(self._name, total, unit="steps", begun=begun)
 
     def on_train_batch_end(
         self,
@@ -45,26 +28,15 @@ class ShowProgress(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Show where the run stands, on one rank."""
-        if not trainer.is_global_zero:
-            return
-        now, step = time.monotonic(), trainer.global_step
-        if self._bar is None and now - self._printed_at < _LINE_EVERY_S:
-            return
-        rate = (step - self._begun_step) / max(1e-9, now - self._begun_at)
-        loss = float(outputs["loss"]) if isinstance(outputs, dict) else float(outputs)
-        note = f"{step}/{trainer.max_steps} steps, {rate:.1f}/s, loss {loss:.3f}"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=step, note=note)
-            return
-        left_s = (trainer.max_steps - step) / max(1e-9, rate)
-        print(f"{self._name}: {note}, {int(left_s // 60)}:{int(left_s % 60):02d} left", flush=True)
-        self._printed_at = now
+        """Show where the run stands."""
+        if self._bar is not None and self._bar.due():  # reading a loss waits for the device
+            loss = float(outputs["loss"]) if isinstance(outputs, dict) else float(outputs)
+            self._bar.update(trainer.global_step, f"loss {loss:.3f}")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.close()
             self._bar = None
 
     def on_exception(

@@ -1,6 +1,7 @@
 """Released weights of the Step-Audio family, in and out: one door for what others trained."""
 
 from aqaa.audio.vocoder_mel import vocoder_mel
+from aqaa.release.backbone import backbone_from_state, load_backbone
 from aqaa.release.tokenizer import (
     linguistic_encoder_from_state,
     linguistic_frontend,
@@ -15,9 +16,11 @@ from aqaa.release.vocoder import (
 )
 
 __all__ = [
+    "backbone_from_state",
     "flow_from_state",
     "linguistic_encoder_from_state",
     "linguistic_frontend",
+    "load_backbone",
     "load_tokenizer",
     "load_vocoder",
     "save_vocoder",

@@ -14,6 +14,7 @@ from aqaa.errors import RunAgain, UsageError
 from aqaa.runtime import usage
 from aqaa.runtime.catalogue import nearest
 from aqaa.runtime.command import error_of_use, perform
+from aqaa.runtime.launch import leave
 from aqaa.runtime.verbs import VERBS, Verb, family, find_verb
 
 _HELP = ("--help", "-h")
@@ -29,8 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         _quiet_libraries()
-        return _dispatch(words)
+        code = _dispatch(words)
+        leave()
+        return code
     except RunAgain:
+        leave()
         print("aqaa: stopped by a signal, everything is saved: run the same command again",
               file=sys.stderr)
         return 75

@@ -6,6 +6,7 @@ others wait at the store of their launch.
 """
 
 import os
+import sys
 from collections.abc import Callable
 from itertools import count
 from typing import Any
@@ -48,6 +49,17 @@ def decided(decide: Callable[[], bool]) -> bool:
         raise
     store.set(key, str(answer))
     return answer
+
+
+def leave() -> None:
+    """Leave the other ranks, if there are any.
+
+    An interpreter that ends while its process group lives may be aborted by the group's threads,
+    and its exit code with it.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _store() -> Any:

@@ -1,14 +1,15 @@
 """metrics.csv: by step, whole after a resume."""
 
 import csv
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import wandb
 
-from aqaa import cli
 from aqaa.runtime.log import MetricsFile
-from tests.conftest import Chain
+from tests.conftest import ROOT, Chain
 
 
 def read(folder: Path) -> list[dict[str, str]]:
@@ -68,13 +69,14 @@ def test_nothing_to_resume_is_no_error(tmp_path: Path) -> None:
 
 
 def test_weights_and_biases_gets_the_figures_and_stays_offline(
-    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    chain: Chain, tmp_path: Path
 ) -> None:
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    words = chain.words("vocoder_waveform", tmp_path, "log=wandb")
-    assert cli.main(words) == 0
-    wandb.finish()  # what the end of the process does otherwise
-    assert "syncing is set to `offline`" in capfd.readouterr().err
+    # In a process of its own, at whose end the logger writes what it has.
+    words = [sys.executable, "-m", "aqaa", *chain.words("vocoder_waveform", tmp_path, "log=wandb")]
+    env = {name: value for name, value in os.environ.items() if name != "WANDB_MODE"}
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "syncing is set to `offline`" in done.stderr
     (record,) = (tmp_path / "vocoder_waveform" / "wandb").glob("offline-run-*/run-*.wandb")
     assert b"train/loss" in record.read_bytes()
     assert (tmp_path / "vocoder_waveform" / "metrics.csv").is_file()

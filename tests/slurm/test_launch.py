@@ -40,6 +40,7 @@ while step < 8:
     distributed.all_reduce(x)
     assert x[1] == 3.0
     if x[0]:
+        distributed.destroy_process_group()  # or its threads may abort the interpreter's end
         sys.exit(75)
     step += 1
     if "die=1" in sys.argv and rank == 1 and step == 4 and not (here / "died").exists():
@@ -50,6 +51,7 @@ while step < 8:
         with open(here / "steps", "a") as file:
             print(step, file=file)
     time.sleep(float(os.environ.get("STEP_S", "0")))
+distributed.destroy_process_group()
 (here / f"words-{rank}").write_text(" ".join(sys.argv[1:]))
 '''
 BROKEN = "import sys\nsys.exit(0 if '--cfg' in sys.argv else 1)"
@@ -98,7 +100,7 @@ def test_a_signal_saves_and_queues_again(launch: Cluster, number: signal.Signals
     job.send_signal(number)
     said, _ = job.communicate(timeout=120)
     assert job.returncode == 0, said
-    assert launch.log[-1] == f"scontrol requeue {launch.env['SLURM_JOB_ID']}"
+    assert launch.log[-1] == f"scontrol requeue {launch.env['SLURM_JOB_ID']}", said
     assert 2 <= len(steps(launch)) < STEPS
     again = launch.start("slurm/launch.sh", "sft", "trainer=gloo", SLURM_RESTART_COUNT="1")
     said, _ = again.communicate(timeout=240)

@@ -173,7 +173,7 @@ def test_it_trains_a_step(pair: Any, attach: Callable[[Any, Any], Any]) -> None:
     assert stream.ids[-1] == ids.vocabulary.eot
     document = Document(0, np.array(stream.ids), np.array(stream.slots))
     batch = packed([[document, document]], 200, pad=ids.vocabulary.pad)
-    alone = float(stage._loss(padded("aqtaa", [document], pad=0), count=False))
+    alone = float(stage._loss(padded("aqtaa", [document], pad=0), count=False).detach())
     optimizer = torch.optim.SGD(stage.parameters(), lr=0.5)
     losses = []
     for _ in range(2):

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from aqaa.backbone.sizes import empty_model
 from aqaa.errors import UsageError
 
 _TRACE_TOKENS = 64
@@ -144,11 +145,8 @@ def _with_layers(config: Any, layers: int) -> Any:
 
 def build_meta(config: Any, dtype: torch.dtype, adapter: Mapping[str, Any] | None) -> Any:
     """A causal LM without storage, ready to train, with an adapter around it if one is given."""
-    from transformers import AutoModelForCausalLM
-
     try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+        model = empty_model(config, dtype)
     except ValueError as error:
         raise UsageError(f"{type(config).__name__} is no causal LM: {error}") from None
     return model.train() if adapter is None else _adapted(model, adapter).train()

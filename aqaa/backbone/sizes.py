@@ -1,5 +1,6 @@
 """Names, shapes and number of a model's parameters, without its memory."""
 
+import copy
 from typing import Any
 
 import torch
@@ -7,14 +8,18 @@ import torch
 from aqaa.backbone.step1 import AutoModelForCausalLM
 
 
-def empty_model(config: Any) -> Any:
+def empty_model(config: Any, dtype: torch.dtype = torch.float32) -> Any:
     """The causal language model of a transformers config, its tensors on the meta device.
+
+    Args:
+        config: of transformers; it is not changed.
+        dtype: of the tensors.
 
     Raises:
         ValueError: transformers has no causal language model of this kind.
     """
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
     model.tie_weights()
     return model
 

@@ -36,7 +36,12 @@ def count(state: State, prefix: str) -> int:
 
 
 def fill(
-    build: Callable[[], Module], state: State, *, what: str, ignore: Collection[str] = ()
+    build: Callable[[], Module],
+    state: State,
+    *,
+    what: str,
+    prefix: str = "",
+    ignore: Collection[str] = (),
 ) -> Module:
     """Build a module around copies of the tensors of ``state``, in float32.
 
@@ -44,6 +49,7 @@ def fill(
         build: makes the module; it is called without memory for its numbers.
         state: names to tensors; its own tensors are not changed and not kept.
         what: "the flow of ...", for the error.
+        prefix: what the names in ``state`` have before the module's own.
         ignore: prefixes of tensors that are there and not wanted.
 
     Raises:
@@ -51,7 +57,7 @@ def fill(
     """
     with torch.device("meta"):
         module = build()
-    wanted = module.state_dict()
+    wanted = {prefix + name: tensor for name, tensor in module.state_dict().items()}
     found = {k: v for k, v in state.items() if not k.startswith(tuple(ignore))}
     _refuse("lacks", wanted.keys() - found.keys(), what)
     _refuse(
@@ -65,7 +71,9 @@ def fill(
             raise UsageError(f"{what}: {name} has the shape {shape}, not {tuple(place.shape)}")
         if not tensor.is_meta and not bool(tensor.isfinite().all()):
             raise UsageError(f"{what}: {name} holds NaN or infinity")
-    copies = {k: found[k].detach().to(torch.float32, copy=True) for k in wanted}
+    copies = {
+        k.removeprefix(prefix): found[k].detach().to(torch.float32, copy=True) for k in wanted
+    }
     module.load_state_dict(copies, strict=True, assign=True)
     return module.eval()
 

@@ -5,17 +5,17 @@ Letters: T samples, F frames of 60 ms, I frame width, W width, K codes, B clips.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from aqaa.audio.fbank import FRAME_WIDTH, linguistic_frontend
 from aqaa.errors import UsageError
 from aqaa.release.onnx_weights import read_semantic_onnx
+from aqaa.release.strict import State, count, fill, read_state, shape_of
 from aqaa.storage import load_tensors, read_json
 from aqaa.tokenizer.dual import DualTokenizer
 from aqaa.tokenizer.released import LinguisticTokenizer, SemanticTokenizer
@@ -41,9 +41,7 @@ PARAFORMER_HEADS = 4
 SEMANTIC_HEAD_WIDTH = 64
 _FOREIGN_MODELS = re.compile(r"step[-_]?audio[-_]?(2|r1)", re.IGNORECASE)
 _BOOK = "quantizer._codebook.embed"
-_SHOWN = 5
-
-State = Mapping[str, Tensor]
+_LINGUISTIC, _SEMANTIC = "the linguistic encoder", "the semantic encoder"
 
 
 def linguistic_encoder_from_state(state: State, *, heads: int = PARAFORMER_HEADS) -> SanmEncoder:
@@ -56,9 +54,14 @@ def linguistic_encoder_from_state(state: State, *, heads: int = PARAFORMER_HEADS
     Raises:
         UsageError: a tensor is missing, unknown, or of another shape.
     """
-    encoder = SanmEncoder(**_sanm_sizes(state, heads))
-    _fill(encoder, _own(state, PARAFORMER_PREFIXES), "linguistic encoder", prefix="encoder.")
-    return encoder.eval()
+    sizes = _sanm_sizes(state, heads)
+    return fill(
+        lambda: SanmEncoder(**sizes),
+        state,
+        what=_LINGUISTIC,
+        prefix="encoder.",
+        ignore=PARAFORMER_PREFIXES,
+    )
 
 
 def semantic_encoder_from_state(state: State, *, heads: int) -> SemanticEncoder:
@@ -71,10 +74,13 @@ def semantic_encoder_from_state(state: State, *, heads: int) -> SemanticEncoder:
     Raises:
         UsageError: a tensor is missing, unknown, or of another shape; another family's tokenizer.
     """
-    network = SemanticEncoder(**_semantic_sizes(state, heads))
+    sizes = _semantic_sizes(state, heads)
+    network = SemanticEncoder(**sizes)
     own = dict(state)
     book = own.pop(_BOOK)
-    _fill(network.encoder, own, "semantic encoder", prefix="encoder.")
+    network.encoder = fill(
+        lambda: SemanticEncoder(**sizes).encoder, own, what=_SEMANTIC, prefix="encoder."
+    )
     network.codebook.hold(book.float())
     return network.eval()
 
@@ -105,7 +111,7 @@ def _linguistic(folder: Path, ignore: tuple[str, ...]) -> LinguisticTokenizer:
             f"{folder} holds {len(statistics)} files am.mvn: exactly one, in the Paraformer's "
             "folder beside its model.pt, is needed"
         )
-    state = _own(_torch_state(statistics[0].with_name("model.pt")), ignore)
+    state = _own(read_state(statistics[0].with_name("model.pt")), ignore)
     centres = _centres(folder / CENTRES)
     sizes = _sanm_sizes(state, PARAFORMER_HEADS)
     if centres.shape[1] != sizes["width"]:
@@ -129,9 +135,9 @@ def _semantic(folder: Path) -> SemanticTokenizer:
     found = [folder / name for name in SEMANTIC_FILES if (folder / name).is_file()]
     if not found:
         raise UsageError(f"{folder} lacks a semantic tokenizer: {SEMANTIC_FILES[0]} or its like")
-    readers = {".onnx": read_semantic_onnx, ".safetensors": load_tensors, ".pt": _torch_state}
+    readers = {".onnx": read_semantic_onnx, ".safetensors": load_tensors, ".pt": read_state}
     state = readers[found[0].suffix](found[0])
-    heads = max(1, _shape(state, "encoder.conv1.weight")[0] // SEMANTIC_HEAD_WIDTH)
+    heads = max(1, shape_of(state, "encoder.conv1.weight", _SEMANTIC)[0] // SEMANTIC_HEAD_WIDTH)
     tokenizer = SemanticTokenizer(network=_semantic_sizes(state, heads))
     tokenizer.network = semantic_encoder_from_state(state, heads=heads)
     return tokenizer.eval()
@@ -150,14 +156,14 @@ def _refuse_foreign(folder: Path) -> None:
 
 def _sanm_sizes(state: State, heads: int) -> dict[str, int]:
     first = "encoder.encoders0.0."
-    width, inner = _shape(state, first + "feed_forward.w_2.weight")[:2]
+    width, inner = shape_of(state, first + "feed_forward.w_2.weight", _LINGUISTIC)[:2]
     return {
-        "in_width": _shape(state, first + "self_attn.linear_q_k_v.weight")[1],
+        "in_width": shape_of(state, first + "self_attn.linear_q_k_v.weight", _LINGUISTIC)[1],
         "width": width,
-        "blocks": 1 + _count(state, "encoder.encoders."),
+        "blocks": 1 + count(state, "encoder.encoders"),
         "heads": heads,
         "inner": inner,
-        "kernel": _shape(state, first + "self_attn.fsmn_block.weight")[2],
+        "kernel": shape_of(state, first + "self_attn.fsmn_block.weight", _LINGUISTIC)[2],
     }
 
 
@@ -167,69 +173,21 @@ def _semantic_sizes(state: State, heads: int) -> dict[str, int]:
             "this is CosyVoice 2's tokenizer (6,561 codes by rounding, as in Step-Audio 2), "
             "not the 25 Hz one of 4,096 codes"
         )
-    width, bins, _ = _shape(state, "encoder.conv1.weight")
+    width, bins, _ = shape_of(state, "encoder.conv1.weight", _SEMANTIC)
     return {
         "bins": bins,
         "width": width,
-        "blocks": _count(state, "encoder.blocks."),
+        "blocks": count(state, "encoder.blocks"),
         "heads": heads,
-        "inner": _shape(state, "encoder.blocks.0.mlp.0.weight")[0],
-        "positions": _shape(state, "encoder.positional_embedding")[0],
-        "codes": _shape(state, _BOOK)[0],
+        "inner": shape_of(state, "encoder.blocks.0.mlp.0.weight", _SEMANTIC)[0],
+        "positions": shape_of(state, "encoder.positional_embedding", _SEMANTIC)[0],
+        "codes": shape_of(state, _BOOK, _SEMANTIC)[0],
     }
-
-
-def _count(state: State, prefix: str) -> int:
-    """How many numbered blocks stand below ``prefix``."""
-    return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
-
-
-def _shape(state: State, name: str) -> tuple[int, ...]:
-    if name not in state:
-        raise UsageError(f"the weights lack {name}: they are not those of this encoder")
-    return tuple(state[name].shape)
 
 
 def _own(state: State, ignored: tuple[str, ...]) -> dict[str, Tensor]:
     """The tensors that no ignored prefix claims."""
     return {k: v for k, v in state.items() if not (ignored and k.startswith(ignored))}
-
-
-def _fill(module: nn.Module, state: State, what: str, *, prefix: str) -> None:
-    """Load ``prefix``-named tensors into a module, all of them and no others."""
-    wanted = {prefix + name: tensor.shape for name, tensor in module.state_dict().items()}
-    if missing := sorted(wanted.keys() - state.keys()):
-        raise UsageError(f"the weights of the {what} lack {_listed(missing)}")
-    if unknown := sorted(state.keys() - wanted.keys()):
-        raise UsageError(
-            f"the weights of the {what} hold unknown tensors: {_listed(unknown)}; "
-            "leave them out, or name their prefix to be ignored"
-        )
-    for name, shape in wanted.items():
-        if state[name].shape != shape:
-            raise UsageError(
-                f"{name} has shape {tuple(state[name].shape)}, the {what} takes {tuple(shape)}"
-            )
-    module.load_state_dict({name.removeprefix(prefix): state[name] for name in wanted})
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
-def _torch_state(path: Path) -> dict[str, Tensor]:
-    """A state dict from a torch file; nothing in it is run."""
-    try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UsageError(f"{path} does not exist") from None
-    except Exception as error:  # torch raises whatever the damage makes it raise
-        reason = " ".join(str(error).split())[:120]
-        raise UsageError(f"{path} holds no plain tensors or is damaged: {reason}") from None
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise UsageError(f"{path} is not a plain dict of tensors")
-    return found
 
 
 def _centres(path: Path) -> Tensor:

@@ -149,7 +149,7 @@ BAD: list[tuple[Callable[[Path], None], str]] = [
     (_write(f"{PARAFORMER}/am.mvn", b"<AddShift> [ 1 2 ]"), "<AddShift> has 2 numbers"),
     (_model(None), "model.pt is not a file of plain tensors"),
     (_model({"encoder.extra": torch.ones(1)}), "has no place for 1 tensors: encoder.extra"),
-    (_model({"seaco.x": torch.ones(1)}), "no place for 1 tensors: seaco.x; name a prefix to ignore"),
+    (_model({"seaco.x": torch.ones(1)}), "place for 1 tensors: seaco.x; name a prefix to ignore"),
     (_model({"encoder.after_norm.bias": torch.ones(9)}), r"after_norm.bias has the shape \(9,\)"),
     (_centres(centres(9)), "centres of width 9, the encoder gives 8"),
     (_centres(np.full((16, 8), np.nan)), "centres .* are needed"),

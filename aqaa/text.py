@@ -4,6 +4,7 @@ One class wraps a ``tokenizer.json`` of the tokenizers library, so a small train
 any base model's own fast tokenizer are the same thing to the rest of the house.
 """
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -74,6 +75,11 @@ class TextTokenizer:
     def size(self) -> int:
         """Text ids lie below this number."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of all it consists of."""
+        return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
 
     def special(self, *names: str | int | None) -> int | None:
         """Id of the first special among ``names`` (its spelling or its id), None without one."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from aqaa.audio.mel import HOP_SAMPLES, log_mel
-from aqaa.data.manifest import HUMAN, clip, read_manifest
+from aqaa.data.manifest import HUMAN, Manifest, clip, read_manifest
 from aqaa.errors import UsageError
 from aqaa.storage import read_json
 
@@ -42,6 +42,10 @@ class Corpus:
     def rows(self, split: str) -> list[dict[str, Any]]:
         """Rows of one split's manifest."""
         return read_manifest(self.folder / f"{split}.jsonl")
+
+    def lazy_rows(self, split: str) -> Manifest:
+        """The same rows, each read when it is asked for: training must not hold them all."""
+        return Manifest(self.folder / f"{split}.jsonl")
 
     def samples(self, part: dict[str, Any]) -> Tensor:
         """Samples (T,) of an audio part, 16 kHz."""

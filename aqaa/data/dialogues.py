@@ -1,7 +1,8 @@
 """Batches for the backbone: dialogues of a corpus in the layouts of the training tasks."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,22 @@ import torch
 
 from aqaa.backbone.loading import Ids
 from aqaa.data.collate import Document, TokenBatch, packed, padded
-from aqaa.data.corpus import Corpus, answer_text, question_part
-from aqaa.data.domain import STYLES
+from aqaa.data.corpus import Corpus
+from aqaa.data.lengths import document_lengths
 from aqaa.data.packing import Packing, best_fit, mixture
 from aqaa.data.sampler import BucketSampler, draws
+from aqaa.data.tasks import TASKS, Material, Materials
 from aqaa.data.token_store import TokenStore
 from aqaa.errors import UsageError
-from aqaa.signals import Dialogue, Turn
+from aqaa.signals import Turn
 from aqaa.stream import Slot
 from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer
 
 _LENGTH_JITTER_TOKENS = 6.0
 _NEIGHBOURS = 8
-_STYLE_WORDS = {style.name: style.words for style in STYLES}
+# Documents are kept after their first use, 5 bytes an id, up to this many: a small corpus is then
+# encoded once, and a large one does not fill the memory.
+_CACHE_TOKENS = 2**24
 
 
 @dataclass(frozen=True)
@@ -37,105 +41,6 @@ class Task:
 
     share: float
     batch: int = 8
-
-
-@dataclass(frozen=True)
-class Material:
-    """What tasks are built from: a chat row and the codes of its question and answer."""
-
-    row: dict[str, Any]
-    question: Turn
-    answer: Turn
-
-    @property
-    def style_words(self) -> str:
-        """Words that ask for the answer's style, '' for a plain one."""
-        return _STYLE_WORDS[self.row["meta"]["style"]]
-
-
-def _system(text: str) -> Turn:
-    return Turn("system", text)
-
-
-def _continuation(m: Material) -> Dialogue:
-    return [_system("continue"), Turn("assistant", speech=m.answer.speech, loss=True)]
-
-
-def _asr(m: Material) -> Dialogue:
-    words = question_part(m.row)["text"]
-    return [_system("transcribe"), m.question, Turn("assistant", words, loss=True)]
-
-
-def _tts(m: Material) -> Dialogue:
-    words = f"{m.answer.text} {m.style_words}".strip()
-    spoken = Turn("assistant", speech=m.answer.speech, loss=True)
-    return [_system("speak"), Turn("human", words), spoken]
-
-
-def _interleaved(m: Material) -> Dialogue:
-    # The style is named, or the same text would have five different sounds.
-    return [_system(f"read {m.style_words}".strip()), m.answer]
-
-
-def _tqta(m: Material) -> Dialogue:
-    words = question_part(m.row)["text"]
-    return [_system("write"), Turn("human", words), Turn("assistant", m.answer.text, loss=True)]
-
-
-def _aqta(m: Material) -> Dialogue:
-    return [_system("write"), m.question, Turn("assistant", m.answer.text, loss=True)]
-
-
-def _aqtaa(m: Material) -> Dialogue:
-    return [m.question, m.answer]
-
-
-def _aqaa(m: Material) -> Dialogue:
-    return [_system("sound"), m.question, Turn("assistant", speech=m.answer.speech, loss=True)]
-
-
-# Formats as the paper names them: T text, A audio, Q query, A answer.
-TASKS: dict[str, Callable[[Material], Dialogue]] = {
-    "continuation": _continuation,
-    "asr": _asr,
-    "tts": _tts,
-    "interleaved": _interleaved,
-    "tqta": _tqta,
-    "aqta": _aqta,
-    "aqtaa": _aqtaa,
-    "aqaa": _aqaa,
-}
-
-
-class Materials:
-    """Rows of one split with their codes, as turns: one question and its answer a row.
-
-    A row's system message, ``loss`` and ``weight`` are not read: the task decides what is learned.
-    """
-
-    def __init__(self, corpus: Corpus, store: TokenStore, split: str) -> None:
-        self._items = [self._build(row, store, split) for row in corpus.rows(split)]
-
-    @staticmethod
-    def _build(row: dict[str, Any], store: TokenStore, split: str) -> Material:
-        asked = sum(message["role"] in ("user", "human") for message in row["messages"])
-        if asked != 1:
-            raise UsageError(
-                f"row {row['id']} of {split}.jsonl has {asked} user messages: only dialogues of "
-                f"one question and one answer can be trained on"
-            )
-        question = Turn("human", speech=[store[f"{split}/{row['id']}"]])
-        spoken = store[f"answers/{row['meta']['answer_id']}"]
-        return Material(row, question, Turn("assistant", answer_text(row), [spoken], loss=True))
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __getitem__(self, place: int) -> Material:
-        return self._items[place]
-
-    def __iter__(self) -> Iterator[Material]:
-        return iter(self._items)
 
 
 class DialogueBatches:
@@ -189,7 +94,8 @@ class DialogueBatches:
         self._seed = seed
         self._plan = draws(self._shares, steps, seed)
         self._ids: Ids | None = None
-        self._cache: dict[tuple[str, int], Document] = {}
+        self._cache: OrderedDict[tuple[str, int], Document] = OrderedDict()
+        self._cached_tokens = 0
 
     def bind(self, ids: Ids) -> None:
         """Use the ids of the backbone that is trained; its audio ids must be this store's codes."""
@@ -215,41 +121,45 @@ class DialogueBatches:
 
     def _bucket(self) -> None:
         """Lay out batches of one task each."""
+        tasks = {name: task for name, task in self._tasks.items() if task.share > 0}
+        sizes: dict[str, list[int]] = {name: [] for name in tasks}
+        for material in self._train:
+            for name, row in sizes.items():
+                row.append(sum(map(_size, TASKS[name](material))))
         self._samplers = {
             name: BucketSampler(
-                [sum(map(_size, TASKS[name](m))) for m in self._train],
+                sizes[name],
                 batch=task.batch,
                 seed=named_seed(self._seed, name),
                 jitter=_LENGTH_JITTER_TOKENS,
             )
-            for name, task in self._tasks.items()
-            if task.share > 0
+            for name, task in tasks.items()
         }
 
     def _pack(self, row_tokens: int) -> None:
         """Lay out rows of all tasks; a document that no row can hold is refused, not cut."""
-        ids = self.ids
-        lengths = {
-            name: [ids.layout.length(TASKS[name](m), ids.text) - 1 for m in self._train]
-            for name, share in self._shares.items()
-            if share > 0
-        }
-        self._check_fit(
-            [(n, name, i) for name, row in lengths.items() for i, n in enumerate(row)], self._train
+        tasks = [name for name, share in self._shares.items() if share > 0]
+        measured = document_lengths(
+            self._train, tasks, ids=self.ids, store=self.store, split="train"
         )
+        lengths = {name: measured[name] for name in tasks}
+        self._check_fit(lengths, self._train)
         self._documents = mixture(self._shares, lengths, self._seed)
-        sizes = [lengths[task][row] for task, row in self._documents]
+        sizes = self._documents.sizes(lengths)
         self.packing = Packing(sizes, row_tokens=row_tokens, seed=self._seed)
 
-    def _check_fit(self, sizes: list[tuple[int, str, int]], materials: Materials) -> None:
-        """Refuse documents that no packed row can hold; sizes are (ids, task, row)."""
+    def _check_fit(self, lengths: Mapping[str, np.ndarray], materials: Materials) -> None:
+        """Refuse documents that no packed row can hold; lengths by task, of the first rows."""
         assert self._row_tokens is not None
-        if long := [size for size in sizes if size[0] > self._row_tokens]:
-            length, task, row = max(long)
+        long = {name: int((row > self._row_tokens).sum()) for name, row in lengths.items()}
+        if any(long.values()):
+            task = max(lengths, key=lambda name: lengths[name].max(initial=0))
+            place = int(lengths[task].argmax())
             raise UsageError(
-                f"{len(long)} of {len(sizes)} documents are longer than data.row_tokens="
-                f"{self._row_tokens}, the longest is row {materials[row].row['id']} as {task} with "
-                f"{length} ids: raise data.row_tokens or leave these rows out"
+                f"{sum(long.values())} of {sum(map(len, lengths.values()))} documents are longer "
+                f"than data.row_tokens={self._row_tokens}, the longest is row "
+                f"{materials[place].row['id']} as {task} with {lengths[task][place]} ids: raise "
+                f"data.row_tokens or leave these rows out"
             )
 
     @property
@@ -273,7 +183,7 @@ class DialogueBatches:
         """For every row of a batch its documents: the task, and the row of the corpus."""
         if self._row_tokens is not None:
             numbers = range(step * self._rows, (step + 1) * self._rows)
-            return [[self._documents[i] for i in self.packing.documents(n)] for n in numbers]
+            return [[self._documents.at(i) for i in self.packing.documents(n)] for n in numbers]
         task, times = self._task(step)
         return [[(task, row)] for row in self._samplers[task].rows(times)]
 
@@ -311,8 +221,9 @@ class DialogueBatches:
                 for task, documents in built.items()
                 for i in range(0, count, 16)
             ]
-        sizes = [(len(d.ids) - 1, task, i) for task, ds in built.items() for i, d in enumerate(ds)]
-        self._check_fit(sizes, rows)
+        lengths = {t: np.array([len(d.ids) - 1 for d in ds]) for t, ds in built.items()}
+        self._check_fit(lengths, rows)
+        sizes = [(int(n), task, i) for task, ns in lengths.items() for i, n in enumerate(ns)]
         sizes.sort(key=lambda size: -size[0])
         every = [built[task][i] for _, task, i in sizes]
         places = best_fit([length for length, *_ in sizes], self._row_tokens)
@@ -322,9 +233,13 @@ class DialogueBatches:
 
     def _document(self, task: str, row: int) -> Document:
         key = (task, row)
-        if key not in self._cache:
-            self._cache[key] = self._encode(task, self._train[row])
-        return self._cache[key]
+        found = self._cache.get(key)
+        if found is None:
+            found = self._cache[key] = self._encode(task, self._train[row])
+            self._cached_tokens += len(found.ids)
+            while self._cached_tokens > _CACHE_TOKENS:
+                self._cached_tokens -= len(self._cache.popitem(last=False)[1].ids)
+        return found
 
     def _encode(self, task: str, material: Material) -> Document:
         ids = self.ids

@@ -1,7 +1,8 @@
 """aqaa-jsonl: one JSON object a line; the paths in it are relative to the manifest's folder."""
 
 import json
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from aqaa.storage import write_text
 
 HUMAN = ("user", "human")  # roles of who asks
 _DEEPEST = 64
+_HINT = "`aqaa data validate` lists all findings"
 
 
 def read_manifest(path: str | Path) -> list[dict[str, Any]]:
@@ -29,10 +31,52 @@ def read_manifest(path: str | Path) -> list[dict[str, Any]]:
             if line.strip():
                 row, problem = parse_row(line)
                 if problem:
-                    hint = "`aqaa data validate` lists all findings"
-                    raise UsageError(f"{path}:{number} is {problem}; {hint}")
+                    raise UsageError(f"{path}:{number} is {problem}; {_HINT}")
                 rows.append(row)
     return rows
+
+
+class Manifest(Sequence[dict[str, Any]]):
+    """The rows of a manifest, each read from the file when it is asked for.
+
+    Eight bytes a row are held, so that a corpus may have more rows than fit in memory.
+
+    Raises:
+        UsageError: no such file; or, when it is asked for, a line that is no JSON object.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        if not self._path.is_file():
+            raise UsageError(f"the manifest {path} does not exist")
+        starts, at = array("q"), 0
+        with open(self._path, "rb") as lines:
+            for line in lines:
+                if line.strip():
+                    starts.append(at)
+                at += len(line)
+        self._starts = starts
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, place: Any) -> Any:
+        """The row at ``place``, or a list of rows for a slice."""
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        with open(self._path, "rb") as file:
+            file.seek(self._starts[place])
+            line = file.readline()
+        row, problem = parse_row(line)
+        if problem:
+            number = self._number(self._starts[place])
+            raise UsageError(f"{self._path}:{number} is {problem}; {_HINT}")
+        return row
+
+    def _number(self, start: int) -> int:
+        """Which line, counted from one, begins at ``start``."""
+        with open(self._path, "rb") as file:
+            return file.read(start).count(b"\n") + 1
 
 
 def parse_row(line: bytes) -> tuple[dict[str, Any], str]:

@@ -7,6 +7,8 @@ rows are found by counting.
 from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 
@@ -47,35 +49,41 @@ def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
 class Packing:
     """Rows of documents; which documents a row has is a pure function of (seed, its number).
 
+    ``rows`` is how many an epoch has, ``fill_rate`` the share of their ids that are documents'.
+
     Args:
         lengths: ids of every document.
         row_tokens: ids of a row.
         seed: decides which documents meet, and the order of the rows in each epoch.
     """
 
-    def __init__(self, lengths: Sequence[int], *, row_tokens: int, seed: int) -> None:
+    def __init__(self, lengths: Sequence[int] | np.ndarray, *, row_tokens: int, seed: int) -> None:
         order = np.random.default_rng([seed, len(lengths)]).permutation(len(lengths))
         sizes = np.asarray(lengths, np.int64)[order]
         window = np.cumsum(sizes) // (_WINDOW_ROWS * row_tokens)
         window = np.minimum(window, max(0, window[-1] - 1))  # the last one is not whole
-        self.rows: list[list[int]] = []
+        packed, counts = [], []
         for piece in np.split(np.arange(len(sizes)), np.flatnonzero(np.diff(window)) + 1):
             piece = piece[_gap_fillers_last(sizes[piece])]
-            packed = best_fit(sizes[piece].tolist(), row_tokens)
-            self.rows += [order[piece[row]].tolist() for row in packed]
-        self.fill_rate = float(sizes.sum()) / (len(self.rows) * row_tokens)
+            rows = best_fit(sizes[piece].tolist(), row_tokens)
+            packed += [order[piece[list(chain.from_iterable(rows))]]]
+            counts += [len(row) for row in rows]
+        # Flat arrays, 16 bytes a document at most: lists of lists would take several times that.
+        self._packed = np.concatenate(packed)
+        self._ends = np.cumsum([0, *counts])
+        self.rows = len(counts)
+        self.fill_rate = float(sizes.sum()) / (self.rows * row_tokens)
         self._seed = seed
         self._epoch = lru_cache(maxsize=2)(self._order)
 
     def documents(self, number: int) -> list[int]:
         """Documents of row ``number``, counted from zero over all epochs."""
-        epoch, place = divmod(number, len(self.rows))
-        return self.rows[self._epoch(epoch)[place]]
+        epoch, turn = divmod(number, self.rows)
+        row = self._epoch(epoch)[turn]
+        return self._packed[self._ends[row] : self._ends[row + 1]].tolist()
 
     def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self._seed, len(self.rows), epoch]).permutation(
-            len(self.rows)
-        )
+        return np.random.default_rng([self._seed, self.rows, epoch]).permutation(self.rows)
 
 
 def _gap_fillers_last(sizes: np.ndarray) -> np.ndarray:
@@ -84,10 +92,30 @@ def _gap_fillers_last(sizes: np.ndarray) -> np.ndarray:
     return np.argsort(np.where(fills, -sizes, -np.inf), kind="stable")
 
 
+class Documents(NamedTuple):
+    """Documents of one epoch, by number: the source, an index of ``names``, and the place in it."""
+
+    names: tuple[str, ...]
+    sources: np.ndarray
+    places: np.ndarray
+
+    def at(self, number: int) -> tuple[str, int]:
+        """Source and place of a document."""
+        return self.names[self.sources[number]], int(self.places[number])
+
+    def sizes(self, lengths: Mapping[str, Sequence[int] | np.ndarray]) -> np.ndarray:
+        """Ids of each document, from those of each source's: (n,)."""
+        found = np.empty(len(self.places), np.int64)
+        for number, name in enumerate(self.names):
+            of = self.sources == number
+            found[of] = np.asarray(lengths[name])[self.places[of]]
+        return found
+
+
 def mixture(
-    shares: Mapping[str, float], lengths: Mapping[str, Sequence[int]], seed: int
-) -> list[tuple[str, int]]:
-    """Documents (source, place) of one epoch, so that each source has its share of the ids.
+    shares: Mapping[str, float], lengths: Mapping[str, Sequence[int] | np.ndarray], seed: int
+) -> Documents:
+    """Documents of one epoch, so that each source has its share of the ids.
 
     The source that would last longest comes once; the others are repeated, the last time in part.
 
@@ -96,13 +124,17 @@ def mixture(
         lengths: by source, ids of its documents.
         seed: decides which documents come once more.
     """
-    wanted = {name: share / sum(lengths[name]) for name, share in shares.items() if share > 0}
+    wanted = {
+        name: share / int(np.sum(lengths[name], dtype=np.int64))
+        for name, share in shares.items()
+        if share > 0
+    }
     least = min(wanted.values())
-    found = []
+    sources, places = [], []
     for number, (name, rate) in enumerate(wanted.items()):
         size = len(lengths[name])
         again = np.random.default_rng([seed, number, size]).permutation(size)
         whole, part = divmod(rate / least, 1)
-        places = list(range(size)) * int(whole) + again[: round(part * size)].tolist()
-        found += [(name, place) for place in places]
-    return found
+        places += [*[np.arange(size)] * int(whole), again[: round(part * size)]]
+        sources.append(np.full(int(whole) * size + round(part * size), number, np.int16))
+    return Documents(tuple(wanted), np.concatenate(sources), np.concatenate(places))

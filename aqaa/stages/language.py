@@ -16,7 +16,7 @@ from aqaa.backbone.head import LossHead
 from aqaa.backbone.loading import Backbone, load_backbone
 from aqaa.backbone.lora import Lora
 from aqaa.data.collate import TokenBatch
-from aqaa.data.dialogues import TASKS
+from aqaa.data.tasks import TASKS
 from aqaa.errors import UsageError
 from aqaa.losses.next_token import SlotTable, TokenLoss
 from aqaa.losses.tally import TOTALS, figures, tally

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from aqaa.backbone.loading import Ids
+from aqaa.data import dialogues
 from aqaa.data.collate import TokenBatch
 from aqaa.data.corpus import Corpus, answer_text, question_part
-from aqaa.data.dialogues import TASKS, DialogueBatches, Materials, nearest_codes
+from aqaa.data.dialogues import DialogueBatches, nearest_codes
+from aqaa.data.tasks import TASKS, Materials
 from aqaa.data.token_store import TokenStore
 from aqaa.errors import UsageError
 from aqaa.stream import Slot
@@ -172,9 +174,9 @@ def test_rows_of_several_questions_are_refused(chain: Chain) -> None:
     row = corpus.rows("train")[0]
     question, answer = row["messages"]
     asked_twice = {**row, "messages": [question, answer, question, answer]}
-    corpus.rows = lambda split: [asked_twice]  # type: ignore[method-assign]
+    corpus.lazy_rows = lambda split: [asked_twice]  # type: ignore[method-assign]
     with pytest.raises(UsageError, match=f"row {row['id']} of train.jsonl has 2 user") as caught:
-        Materials(corpus, store, "train")
+        Materials(corpus, store, "train")[0]
     assert "\n" not in str(caught.value)
 
 
@@ -270,6 +272,19 @@ def test_documents_longer_than_a_row_are_refused(chain: Chain) -> None:
         packed(chain, 64)
     with pytest.raises(UsageError, match="rows=0 of row_tokens=64 ids: each must be 1 or more"):
         packed(chain, 64, rows=0)
+
+
+def test_few_documents_are_kept_and_batches_are_the_same(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roomy, tight = packed(chain, 512, noise=0.3), packed(chain, 512, noise=0.3)
+    wanted = [roomy.batch(step) for step in (3, 1, 3, 0)]
+    assert sum(len(document.ids) for document in roomy._cache.values()) > 2000
+    monkeypatch.setattr(dialogues, "_CACHE_TOKENS", 600)
+    for batch, step in zip(wanted, (3, 1, 3, 0), strict=True):
+        for a, b in zip(batch[1:], tight.batch(step)[1:], strict=True):
+            assert torch.equal(a, b)
+        assert sum(len(document.ids) for document in tight._cache.values()) <= 600
 
 
 def test_an_origin_names_row_and_sound(chain: Chain) -> None:

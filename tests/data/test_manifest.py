@@ -7,7 +7,7 @@ import pytest
 
 from aqaa.audio.file import write_audio
 from aqaa.data.corpus import Corpus
-from aqaa.data.manifest import clip, read_manifest, write_manifest
+from aqaa.data.manifest import Manifest, clip, read_manifest, write_manifest
 from aqaa.errors import UsageError
 from aqaa.storage import write_json
 
@@ -32,6 +32,26 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str, message: str) -> None
     (tmp_path / "m.jsonl").write_text(f'{{"id": "a"}}\n{line}\n')
     with pytest.raises(UsageError, match=message):
         read_manifest(tmp_path / "m.jsonl")
+
+
+def test_rows_read_one_by_one_are_the_rows(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"id": "\xc3\xa4"}\n\n  \n{"id": "b"}\r\n{"id": "c"}')
+    lazy = Manifest(path)
+    assert [*lazy] == lazy[:] == read_manifest(path) == [{"id": x} for x in ("ä", "b", "c")]
+    assert lazy[-1] == {"id": "c"} and lazy[1:] == [{"id": "b"}, {"id": "c"}]
+    with pytest.raises(IndexError):
+        lazy[3]
+
+
+def test_a_broken_line_is_named_when_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text('{"id": "a"}\n\n{broken\n')
+    lazy = Manifest(tmp_path / "m.jsonl")
+    assert lazy[0] == {"id": "a"}
+    with pytest.raises(UsageError, match=r"m\.jsonl:3 is not valid JSON"):
+        lazy[1]
+    with pytest.raises(UsageError, match=r"no\.jsonl does not exist"):
+        Manifest(tmp_path / "no.jsonl")
 
 
 def test_a_missing_manifest_is_named(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 from aqaa.backbone.head import LossHead
 from aqaa.backbone.loading import Backbone, Ids, load_backbone
 from aqaa.data.collate import TokenBatch
-from aqaa.data.dialogues import TASKS, DialogueBatches
+from aqaa.data.dialogues import DialogueBatches
+from aqaa.data.tasks import TASKS
 from aqaa.losses.next_token import SlotTable
 from aqaa.runtime.compose import compose
 from aqaa.stages.language import SLOT_WEIGHTS, LanguageModel, slot_tables

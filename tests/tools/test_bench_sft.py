@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from aqaa.data.dialogues import TASKS, Material
+from aqaa.data.tasks import TASKS, Material
 from aqaa.signals import CodePair, Turn
 from aqaa.stream import StreamLayout
 from aqaa.text import TextTokenizer

@@ -16,6 +16,7 @@ class TokenBatch(NamedTuple):
 
     ``sources`` (B, T) is the place of each position's task among all tasks. ``position_ids``
     (B, T) restart at 0 with every document of a packed row; None where a row is one document.
+    ``share`` is what the loss of this batch counts for in its optimizer step: 1 on average.
     """
 
     task: str
@@ -24,6 +25,7 @@ class TokenBatch(NamedTuple):
     slots: Tensor
     sources: Tensor
     position_ids: Tensor | None = None
+    share: float = 1.0
 
 
 class Document(NamedTuple):

@@ -92,7 +92,7 @@ def train(
         enable_model_summary=False,
     )
     stage = spied(kind, seen)(model=str(init), optimizer=settings)
-    data = DataModule(Tokens(False), accumulate=4 // ranks)
+    data = DataModule(Tokens(), accumulate=4 // ranks)
     try:
         trainer.fit(stage, data, ckpt_path=states if saved_states(states) else None)
     except StopRequested as stop:

@@ -195,6 +195,8 @@ def spied(kind: type, seen: dict[str, Any]) -> type:
             zero = getattr(optimizer, "_optimizer", self.trainer.optimizers[0])
             masters = getattr(zero, "fp32_partitioned_groups_flat", [])
             seen["masters"] = sorted({str(master.dtype) for master in masters})
+            sums = getattr(zero, "grad_partitions_flat_buffer", torch.empty(0))
+            seen["sums"] = str(sums.dtype)
             seen["shards"] = sum(p.ds_tensor.numel() for p in parameters if hasattr(p, "ds_tensor"))
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:

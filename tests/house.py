@@ -54,7 +54,7 @@ DOORS = {
 
 GLOBAL_GROUPS = ("preset", "debug")
 # What stages have in common; any other file there is a stage.
-SHARED = {"average", "language", "optimizer"}
+SHARED = {"average", "language", "optimizer", "rows"}
 _FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 _FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 _RATES = {8000, 16000, 22050, 24000, 44100, 48000}

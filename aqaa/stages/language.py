@@ -136,7 +136,8 @@ class LanguageModel(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on the backbone."""
         steps = int(self.trainer.estimated_stepping_batches)
-        return self._optimizer.build(self.decoder, steps)
+        first_new_row = self.backbone.ids.vocabulary.linguistic_start
+        return self._optimizer.build(self.decoder, steps, first_new_row=first_new_row)
 
     def weight_of(self, batch: TokenBatch) -> float:
         """What the loss of a batch is a mean over."""

@@ -45,6 +45,15 @@ def test_eight_batches_of_one_are_one_batch_of_eight(kind: str, tmp_path: Path) 
     assert changed(tmp_path / "alike/model", tmp_path / f"{kind}8/model") > 1e-2
 
 
+@pytest.mark.parametrize("name", ["slower", "faster"])
+def test_new_rows_have_their_rate_in_shards_too(name: str, two_ranks: TwoRanks) -> None:
+    # Slower ones lie on both ranks (of ZeRO-1), what is slower than the faster ones on one (3).
+    alone = two_ranks.alone(name)["losses"]
+    assert two_ranks.losses(name) == pytest.approx(alone, abs=1e-5)
+    assert changed(two_ranks.one / f"{name}/model", two_ranks.two / f"{name}/model") < 1e-5
+    assert changed(two_ranks.one / f"{name}/model", two_ranks.one / "zero3/model") > 1e-2
+
+
 def test_layers_computed_again_are_the_same_to_the_bit(two_ranks: TwoRanks) -> None:
     assert two_ranks.alone("layers")["losses"] == two_ranks.alone("zero3")["losses"]
     assert changed(two_ranks.one / "layers/model", two_ranks.one / "zero3/model") == 0

@@ -30,7 +30,7 @@ LORA = Lora(rank=2, alpha=4, dropout=0.0, targets="all-linear", seed=3)
 # Names of trainings; "uncured", "inside" and "alike" undo a cure, and must be seen to fail.
 ALL = (
     *("zero1", "zero2", "zero3", "uncured", "layers", "offload", "llama", "half"),
-    *("lora", "inside", "start", "dpo", "dpo_lora", "alike"),
+    *("lora", "inside", "start", "dpo", "dpo_lora", "alike", "slower", "faster"),
 )
 
 
@@ -133,7 +133,12 @@ def run(
     start = name == "start"
     lr = 0.0 if start else 0.02 if name.startswith("dpo") else 0.5
     settings = OptimizerSettings(
-        lr=lr, algorithm="sgd", warmup_steps=2, schedule="cosine", weight_decay=0.0
+        lr=lr,
+        algorithm="sgd",
+        warmup_steps=2,
+        schedule="cosine",
+        weight_decay=0.0,
+        new_rows_lr_ratio={"slower": 0.25, "faster": 2.0}.get(name),
     )
     common: dict[str, Any] = {"model": str(folder / "init"), "optimizer": settings}
     if name in ("llama", "half"):
@@ -223,7 +228,7 @@ def strategy(name: str) -> Any:
                 return DeepSpeedStrategy.model_sharded_context(self)
 
     kinds = {"uncured": Uncured, "inside": Inside}
-    number = {"zero1": 1, "zero2": 2}.get(name, 3)
+    number = {"zero1": 1, "slower": 1, "zero2": 2}.get(name, 3)
     return kinds.get(name, ShardedStrategy)(
         device="cpu",
         stage=number,  # type: ignore[arg-type]

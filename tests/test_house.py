@@ -54,6 +54,12 @@ PLANTED: list[tuple[Law, str, str, str]] = [
         "class A:\n    def __init__(self, a, b, c, d): ...",
         "4 positional arguments",
     ),
+    (
+        house.classes,
+        "aqaa/a.py",
+        "class A:\n    def __init__(self, a, *, b, c, d, e, f, g, h, i, j, k): ...",
+        "A takes 11 arguments",
+    ),
     (house.docstrings, "aqaa/a.py", "x = 1", "a.py has no docstring"),
     (house.docstrings, "aqaa/a.py", "'''A.'''\ndef f(): ...", "f has no docstring"),
     (

@@ -154,7 +154,7 @@ def one_batch(rows: int) -> Any:
                   "slots": torch.full((rows, ROW_TOKENS), int(Slot.TEXT)),
                   "sources": torch.zeros(rows, ROW_TOKENS, dtype=torch.long),
                   "position_ids": torch.arange(ROW_TOKENS).expand(rows, -1)}  # fmt: skip
-        return TokenBatch(**{name: fields[name] for name in TokenBatch._fields})
+        return TokenBatch(**fields)
 
     return SimpleNamespace(
         bind=lambda ids: known.update(ids=ids), batch=batch, validation=lambda: []

@@ -16,6 +16,7 @@ class TokenBatch(NamedTuple):
 
     ``sources`` (B, T) is the place of each position's task among all tasks. ``position_ids``
     (B, T) restart at 0 with every document of a packed row; None where a row is one document.
+    ``share`` is what the loss of this batch counts for in its optimizer step: 1 on average.
     """
 
     task: str
@@ -24,6 +25,7 @@ class TokenBatch(NamedTuple):
     slots: Tensor
     sources: Tensor
     position_ids: Tensor | None = None
+    share: float = 1.0
 
 
 class Document(NamedTuple):
@@ -67,4 +69,4 @@ def _batch(task: str, rows: Sequence[Sequence[Document]], width: int, pad: int) 
             positions[here] = np.arange(end - begin)
         positions[row, end:] = np.arange(width - end)
     arrays = (inputs, targets, slots, sources, positions)
-    return TokenBatch(task, *map(torch.from_numpy, arrays))
+    return TokenBatch._make((task, *map(torch.from_numpy, arrays), 1.0))

@@ -1,14 +1,16 @@
 """The one Lightning data module: batches by step number, so that a resume only has to count."""
 
-from collections.abc import Iterator
-from itertools import count
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count, islice
 from math import ceil
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from aqaa.errors import UsageError
+from aqaa.ranks import ranks, total
 
 
 class Batches(Protocol):
@@ -21,7 +23,7 @@ class Batches(Protocol):
         """The fixed batches of the periodic check."""
 
 
-class _Steps(IterableDataset):
+class _Turns(IterableDataset):
     """Every ``stride``-th batch from ``start`` on, without end; ``repeat`` keeps to a few.
 
     Loader workers take turns; the loader asks them in turn, so the order stays.
@@ -40,11 +42,55 @@ class _Steps(IterableDataset):
             yield self._source.batch(step % self._repeat if self._repeat else step)
 
 
+def shares(weights: Sequence[float], whole: float, batches: int) -> list[float]:
+    """What the losses of a step's batches count for, so that its mean is that of one big batch.
+
+    Lightning divides each loss by the batches of a rank and averages over the ranks; a loss is a
+    mean over its batch's own weight.
+
+    Args:
+        weights: of some of the step's batches, which get their shares.
+        whole: weight of the step, over all ranks.
+        batches: of the step, over all ranks.
+    """
+    return [weight * batches / whole if whole else 1.0 for weight in weights]
+
+
+class _Steps:
+    """Batches of a loader, each told its share of the optimizer step that it is part of.
+
+    It looks a step ahead, and asks all ranks for the weight of the step once.
+    """
+
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        *,
+        accumulate: int,
+        weight_of: Callable[[Any], float],
+        device: torch.device,
+    ) -> None:
+        self._loader = loader
+        self._accumulate = accumulate
+        self._weight_of = weight_of
+        self._device = device
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self._loader)
+        while step := list(islice(batches, self._accumulate)):
+            weights = [self._weight_of(batch) for batch in step]
+            mine = torch.tensor(sum(weights), dtype=torch.float64, device=self._device)
+            found = shares(weights, float(total(mine)), self._accumulate * ranks())
+            for batch, share in zip(step, found, strict=True):
+                yield batch._replace(share=share)
+
+
 class DataModule(pl.LightningDataModule):
     """Feeds a source to the trainer, in one order for any number of ranks and workers.
 
     At optimizer step s with A batches a step, rank r of R takes the batches s A R + a R + r, for
-    a = 0 .. A-1: together those that one rank alone takes in a step with A R batches.
+    a = 0 .. A-1: together those that one rank alone takes in a step with A R batches. Where a stage
+    has ``weight_of(batch)``, they come with the share of the step that each has.
 
     Args:
         source: where batches come from.
@@ -90,11 +136,18 @@ class DataModule(pl.LightningDataModule):
         """Go on from where the cut run stood."""
         self._since = dict(state_dict)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> Iterable[Any]:
         """Training batches from where the optimizer stands; ranks take turns, one batch each."""
-        start, ranks = self.number(0), 1 if self.trainer is None else self.trainer.world_size
-        steps = _Steps(self.source, start=start, stride=ranks, repeat=self._repeat)
-        return DataLoader(steps, batch_size=None, num_workers=self._workers)
+        trainer = self.trainer
+        stride = 1 if trainer is None else trainer.world_size
+        turns = _Turns(self.source, start=self.number(0), stride=stride, repeat=self._repeat)
+        loader = DataLoader(turns, batch_size=None, num_workers=self._workers)
+        weight_of = getattr(getattr(trainer, "lightning_module", None), "weight_of", None)
+        if weight_of is None or self._accumulate * stride == 1:
+            return loader
+        assert trainer is not None
+        device = trainer.strategy.root_device
+        return _Steps(loader, accumulate=self._accumulate, weight_of=weight_of, device=device)
 
     def val_dataloader(self) -> DataLoader:
         """The fixed validation batches, or this rank's share where the stage sums over ranks.

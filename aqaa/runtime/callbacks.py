@@ -31,6 +31,8 @@ class ShowProgress(pl.Callback):
         """Show where the run stands."""
         if self._bar is not None and self._bar.due():  # reading a loss waits for the device
             loss = float(outputs["loss"]) if isinstance(outputs, dict) else float(outputs)
+            # Lightning gives a batch's part of its step; shown is the mean over the batch.
+            loss *= trainer.accumulate_grad_batches / (getattr(batch, "share", 0) or 1)
             self._bar.update(trainer.global_step, f"loss {loss:.3f}")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -99,7 +99,7 @@ def memory(shape: Shape, place: Placement) -> Memory:
     share = place.ranks
     trained, size = shape.whole.trainable, place.weight_bytes
     weights = shape.whole.parameters * size
-    gradients = trained * size
+    gradients = trained * (4 if place.stage >= 2 and place.accumulate > 1 else size)  # summed
     optimizer = trained * _optimizer_bytes(place)
     if place.stage >= 1:
         optimizer = _ceil(optimizer, share)

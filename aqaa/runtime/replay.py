@@ -3,6 +3,7 @@
 Letters: none; tensors pass through in their batches' shapes.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,15 @@ import yaml
 from torch import Tensor
 
 from aqaa.backbone.loading import Ids
+from aqaa.data.collate import TokenBatch
 from aqaa.data.dialogues import DialogueBatches
+from aqaa.data.module import shares
 from aqaa.data.preferences import PreferenceBatches
 from aqaa.errors import UsageError
 from aqaa.lineage import parent, read_lineage
 from aqaa.runtime.dumps import DUMPS, read_dump
 from aqaa.runtime.states import step_folder
+from aqaa.stages.language import SLOT_WEIGHTS, weight_of_slots, weights_by_slot
 from aqaa.storage import atomic_folder, check_replaceable, save_tensors, write_json
 
 # A run folder's settings may come from anywhere: they choose among these and build nothing else.
@@ -58,9 +62,10 @@ def replay(*, source: str, step: int, out: str | None = None, ranks: int | None 
     settings = _settings(folder)
     _check_parents(folder)
     data = _source(folder, settings)
+    taken = turns(settings, step, ranks)
+    batches = _shared(settings, [data.batch(turn.number) for turn in taken])
     found = []
-    for turn in turns(settings, step, ranks):
-        batch = data.batch(turn.number)
+    for turn, batch in zip(taken, batches, strict=True):
         origins = _origins(data, turn.number)
         _show(turn, batch, origins)
         found.append((turn, batch, origins))
@@ -71,7 +76,8 @@ def replay(*, source: str, step: int, out: str | None = None, ranks: int | None 
                 name = f"batch_{turn.number:08d}"
                 save_tensors(temporary / f"{name}.safetensors", _tensors(batch))
                 about = {"number": turn.number, "rank": turn.rank, "micro": turn.micro}
-                write_json(temporary / f"{name}.json", {**about, "step": step, "rows": origins})
+                more = {"share": getattr(batch, "share", 1.0), "rows": origins}
+                write_json(temporary / f"{name}.json", {**about, "step": step, **more})
         print(f"written to {out}")
 
 
@@ -123,6 +129,17 @@ def _source(run: Path, settings: dict[str, Any]) -> Any:
     return source
 
 
+def _shared(settings: dict[str, Any], batches: list[Any]) -> list[Any]:
+    """The batches of a whole step, each with its share; all pairs count alike and have none."""
+    if not isinstance(batches[0], TokenBatch):
+        return batches
+    stage = settings["stage"]
+    told = stage.get("slot_weights", SLOT_WEIGHTS), stage.get("normalise", "slot")
+    weights = [weight_of_slots(batch.slots, weights_by_slot(*told)) for batch in batches]
+    found = shares(weights, sum(weights), len(batches))
+    return [batch._replace(share=share) for batch, share in zip(batches, found, strict=True)]
+
+
 def _origins(source: Any, number: int) -> list[list[dict[str, Any]]]:
     """For every row of a batch its documents: task, id of the row it comes from, sound files."""
     if isinstance(source, DialogueBatches):
@@ -141,8 +158,9 @@ def _show(turn: Turn, batch: Any, origins: list[list[dict[str, Any]]]) -> None:
     rows, width = batch.input_ids.shape
     learnt = int((batch.slots > 0).sum())
     documents = [document for row in origins for document in row]
+    counts = f", counts {batch.share:.3f}" if hasattr(batch, "share") else ""
     print(
-        f"batch {turn.number} (rank {turn.rank}, {turn.micro} of the step): "
+        f"batch {turn.number} (rank {turn.rank}, {turn.micro} of the step{counts}): "
         f"{rows} x {width} ids, {learnt} to learn, {len(documents)} documents"
     )
     for document in documents[:_SHOWN]:
@@ -169,5 +187,8 @@ def _open_dumps(run: Path, step: int, batches: dict[int, Any]) -> None:
                 continue
             again = _tensors(batches[number])
             other = [n for n, t in again.items() if not t.equal(batch[n].cpu())]
+            share = getattr(batches[number], "share", 1.0)
+            if not math.isclose(batch.get("share", 1.0), share, rel_tol=1e-9):
+                other.append("share")
             same = f"differs in {', '.join(other)}" if other else "equals the one made again"
             print(f"  batch {number} {same}")

@@ -26,7 +26,8 @@ class ShardedStrategy(DeepSpeedStrategy):
 
     Optimizer, schedule, accumulation, clipping and precision come from the stage and the trainer;
     everything else is said here. Weights are exported in the precision they are trained in; with
-    ``bf16`` DeepSpeed keeps fp32 masters beside them in the optimizer.
+    ``bf16`` DeepSpeed keeps fp32 masters beside them in the optimizer, and the gradients of several
+    batches are added up in fp32 (stages 2 and 3; stage 1 adds them up as it has them).
 
     Args:
         device: ``cpu`` (gloo) or ``gpu``; the trainer's accelerator.
@@ -97,6 +98,18 @@ class ShardedStrategy(DeepSpeedStrategy):
         reset_seed()
         self.set_world_ranks()
         self._init_deepspeed_distributed()
+
+    def _init_config_if_needed(self) -> None:
+        """Complete the settings: a sum of bf16 gradients in bf16 would lose the small ones.
+
+        Stage 1 would take another optimizer for it, which adds up no better (measured) and whose
+        shards are laid out otherwise.
+        """
+        super()._init_config_if_needed()
+        assert self.config is not None
+        stage = self.config["zero_optimization"]["stage"]
+        if stage > 1 and self.config.get("gradient_accumulation_steps", 1) > 1:
+            self.config["data_types"] = {"grad_accum_dtype": "fp32"}
 
     def _setup_model_and_optimizer(
         self, model: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any = None

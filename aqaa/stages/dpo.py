@@ -111,7 +111,8 @@ class Dpo(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on the backbone."""
         steps = int(self.trainer.estimated_stepping_batches)
-        return self._optimizer.build(self.decoder, steps)
+        first_new_row = self.backbone.ids.vocabulary.linguistic_start
+        return self._optimizer.build(self.decoder, steps, first_new_row=first_new_row)
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         """Loss of one batch of pairs."""

@@ -31,27 +31,35 @@ SLOT_WEIGHTS = {"text": 3.0, "linguistic": 1.0, "semantic": 0.7, "after": 1.0}
 Normalise = Literal["slot", "table"]
 
 
-def slot_tables(
-    backbone: Backbone, weights: Mapping[str, float], normalise: Normalise = "slot"
-) -> dict[int, SlotTable]:
-    """The rows each slot is normalised over, with its weight; a slot left out carries no loss.
+def weights_by_slot(weights: Mapping[str, float], normalise: Normalise) -> dict[Slot, float]:
+    """The weight of every slot that is learnt; one left out carries no loss.
 
     Over the whole table the id that a layout forces is learnt too, with the weight of ``after``:
     Eq. 1 has a term for every id of the answer, and only a grammar makes this one certain.
     """
     if normalise not in get_args(Normalise):
         raise UsageError(f"normalise={normalise} is neither {' nor '.join(get_args(Normalise))}")
-    rows = backbone.ids.vocabulary.rows
+    names = {slot: slot.name.lower() for slot in Slot}
+    if normalise == "table":
+        names[Slot.FORCED] = "after"
+    return {slot: weights[name] for slot, name in names.items() if name in weights}
+
+
+def weight_of_slots(slots: Tensor, weights: Mapping[Slot, float]) -> float:
+    """What a mean loss over ``slots`` (B, T) is divided by: the weights of all its positions."""
+    counts = torch.bincount(slots.flatten(), minlength=max(Slot) + 1).tolist()
+    return sum(weight * counts[slot] for slot, weight in weights.items())
+
+
+def slot_tables(
+    backbone: Backbone, weights: Mapping[str, float], normalise: Normalise = "slot"
+) -> dict[int, SlotTable]:
+    """The rows each slot that is learnt is normalised over, with its weight."""
+    layout, vocabulary = backbone.ids.layout, backbone.ids.vocabulary
     found = {}
-    for slot in Slot:
-        name = slot.name.lower()
-        if normalise == "table":
-            name = "after" if slot is Slot.FORCED else name
-            ids = None
-        else:
-            ids = backbone.ids.layout.slot_ids(slot, backbone.ids.vocabulary)
-        if name in weights:
-            found[int(slot)] = SlotTable.build(slot.name.lower(), ids, rows, weights[name])
+    for slot, weight in weights_by_slot(weights, normalise).items():
+        ids = None if normalise == "table" else layout.slot_ids(slot, vocabulary)
+        found[int(slot)] = SlotTable.build(slot.name.lower(), ids, vocabulary.rows, weight)
     return found
 
 
@@ -128,16 +136,24 @@ class LanguageModel(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on the backbone."""
         steps = int(self.trainer.estimated_stepping_batches)
-        return self._optimizer.build(self.decoder, steps)
+        first_new_row = self.backbone.ids.vocabulary.linguistic_start
+        return self._optimizer.build(self.decoder, steps, first_new_row=first_new_row)
+
+    def weight_of(self, batch: TokenBatch) -> float:
+        """What the loss of a batch is a mean over."""
+        return weight_of_slots(batch.slots, weights_by_slot(self._slot_weights, self._normalise))
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
-        """Loss of one batch; figures are made for the steps that are logged, over all ranks."""
+        """Loss of one batch by its share of the step, so that a step's mean is over its positions.
+
+        Figures are made for the steps that are logged, over all ranks, and know no shares.
+        """
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         due = (self.global_step + 1) % every == 0
         loss = self._loss(batch, count=due)
         if due and (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             self._log("train")
-        return loss
+        return loss * batch.share
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Loss on voices never trained, by kind of id and by task."""

@@ -10,17 +10,18 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from aqaa.backbone.loading import shape_of
+from aqaa.errors import UsageError
+from aqaa.stages.rows import SlowRows, slow_down
 
 # Tables by the names transformers gives them; a table shared by both counts as the embedding.
 _TABLES = {"embed_tokens.weight": "embedding", "lm_head.weight": "head"}
+
+_Members = dict[tuple[str, bool], list[nn.Parameter]]  # by named group and whether it decays
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
     """What an optimizer needs besides the parameters.
-
-    Rows added to a table for a new vocabulary have no rate of their own: Adam divides a scaled
-    gradient by its own size, so scaling rows of one parameter would change nothing.
 
     Args:
         lr: peak learning rate.
@@ -35,6 +36,8 @@ class OptimizerSettings:
         embedding_lr_ratio: learning rate of the embedding over ``lr`` (paper: 5 in the first two
             stages of pre-training, for the head too).
         head_lr_ratio: of the output head, where it is a table of its own (None: as the embedding).
+        new_rows_lr_ratio: of the rows of audio ids and markers in these tables (None: as the other
+            rows; with 0 for both tables, only these rows of them learn).
     """
 
     lr: float
@@ -47,6 +50,7 @@ class OptimizerSettings:
     betas: tuple[float, float] = (0.9, 0.98)
     embedding_lr_ratio: float = 1.0
     head_lr_ratio: float | None = None
+    new_rows_lr_ratio: float | None = None
 
     def factor(self, step: int, steps: int) -> float:
         """Learning rate at ``step`` of ``steps``, counted from zero, over ``lr``."""
@@ -61,21 +65,34 @@ class OptimizerSettings:
         cosine = 0.5 + 0.5 * math.cos(math.pi * place)
         return warm * (self.final_ratio + (1 - self.final_ratio) * cosine)
 
-    def build(self, network: nn.Module, steps: int) -> OptimizerLRSchedulerConfig:
-        """Optimizer and scheduler in the shape Lightning's configure_optimizers returns."""
+    def build(
+        self, network: nn.Module, steps: int, *, first_new_row: int | None = None
+    ) -> OptimizerLRSchedulerConfig:
+        """Optimizer and scheduler in the shape Lightning's configure_optimizers returns.
+
+        Args:
+            network: whose parameters are trained.
+            steps: of the run.
+            first_new_row: where the rows of audio ids begin in its tables (None: it has none).
+        """
         ratios = {
             "backbone": 1.0,
             "embedding": self.embedding_lr_ratio,
             "head": self.embedding_lr_ratio if self.head_lr_ratio is None else self.head_lr_ratio,
         }
+        members = _sorted(network)
+        slow = self._slow_rows(members, ratios, first_new_row)
+        if self.new_rows_lr_ratio is not None:
+            for table in _TABLES.values():
+                ratios[table] = max(ratios[table], self.new_rows_lr_ratio)
         groups = [
             {
                 "name": name if decays else f"{name}, no decay",
-                "params": members,
+                "params": found,
                 "weight_decay": self.weight_decay if decays else 0.0,
                 "lr": self.lr * ratios[name],
             }
-            for (name, decays), members in _sorted(network).items()
+            for (name, decays), found in members.items()
         ]
         optimizer: torch.optim.Optimizer
         if self.algorithm == "sgd":
@@ -83,16 +100,38 @@ class OptimizerSettings:
         else:
             betas = (self.betas[0], self.betas[1])
             optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=betas, fused=True)
+        if slow:
+            slow_down(optimizer, slow)
         scheduler = LambdaLR(optimizer, lambda step: self.factor(step, steps))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    def _slow_rows(
+        self, members: _Members, ratios: dict[str, float], first_new_row: int | None
+    ) -> dict[str, SlowRows]:
+        """By table, the rows that do not learn at the rate of its group."""
+        new = self.new_rows_lr_ratio
+        if new is None:
+            return {}
+        tables = {name: found for (name, _), found in members.items() if name != "backbone"}
+        if first_new_row is None or not tables:
+            raise UsageError(
+                f"optim.new_rows_lr_ratio={new} finds no rows: it is for a backbone whose tables "
+                f"are trained themselves; leave it null here"
+            )
+        rows = {}
+        for name, (table,) in tables.items():
+            slow = SlowRows.of(shape_of(table), first_new_row, ratios[name], new)
+            if slow is not None:
+                rows[name] = slow
+        return rows
 
-def _sorted(network: nn.Module) -> dict[tuple[str, bool], list[nn.Parameter]]:
+
+def _sorted(network: nn.Module) -> _Members:
     """Trained parameters by (named group, whether they decay), in the order of the network."""
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    groups: _Members = {}
     owners = dict(network.named_modules())
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:

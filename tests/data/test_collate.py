@@ -25,7 +25,7 @@ def test_packed_rows() -> None:
     assert batch.position_ids is not None
     assert batch.position_ids.tolist() == [[0, 1, 0, 0, 1, 2], [0, 1, 2, 0, 1, 2]]
     assert batch.sources.tolist() == [[2, 2, 5, 0, 0, 0], [0] * 6]
-    assert all(t.dtype == torch.int64 for t in batch[1:])
+    assert all(t.dtype == torch.int64 for t in batch[1:-1]) and batch.share == 1
 
 
 def test_padded_rows() -> None:

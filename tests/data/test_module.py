@@ -1,12 +1,13 @@
-"""The data module: where a resume begins, which batches are repeated."""
+"""The data module: where a resume begins, which batches are repeated, what a batch counts for."""
 
 from itertools import islice
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 
-from aqaa.data.module import DataModule
+from aqaa.data.module import DataModule, _Steps, shares
 from aqaa.errors import UsageError
 
 
@@ -84,6 +85,69 @@ def test_ranks_together_take_what_one_alone_would(ranks: int, accumulate: int, s
     turns = [batch for turn in zip(*mine, strict=True) for batch in turn]
     alone = DataModule(Source(), accumulate=accumulate * ranks)
     assert turns == first(alone, 2 * accumulate * ranks, step)
+
+
+class Weighed(NamedTuple):
+    number: int
+    share: float = 1.0
+
+
+class WeighedSource(Source):
+    def batch(self, step: int) -> Any:
+        return Weighed(step)
+
+
+def weight(batch: Weighed) -> float:
+    return 0.5 * (1 + 7 * (batch.number % 3))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("step", [0, 5])
+def test_a_batch_comes_with_its_share_of_the_step(workers: int, step: int) -> None:
+    module = DataModule(WeighedSource(), accumulate=4, workers=workers)
+    module.trainer = SimpleNamespace(  # type: ignore[assignment]
+        global_step=step,
+        global_rank=0,
+        world_size=1,
+        lightning_module=SimpleNamespace(weight_of=weight),
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )
+    found = list(islice(module.train_dataloader(), 8))
+    assert [batch.number for batch in found] == [*range(4 * step, 4 * step + 8)]
+    for taken in (found[:4], found[4:]):
+        whole = sum(weight(batch) for batch in taken)
+        assert [b.share for b in taken] == pytest.approx([4 * weight(b) / whole for b in taken])
+
+
+def test_a_step_of_one_batch_and_a_stage_without_weights_are_left_alone() -> None:
+    for accumulate, stage in ((1, SimpleNamespace(weight_of=weight)), (4, SimpleNamespace())):
+        module = DataModule(WeighedSource(), accumulate=accumulate)
+        module.trainer = SimpleNamespace(  # type: ignore[assignment]
+            global_step=0, global_rank=0, world_size=1, lightning_module=stage
+        )
+        assert [b.share for b in islice(module.train_dataloader(), 8)] == [1.0] * 8
+
+
+def test_a_shorter_last_step_is_a_mean_over_what_it_has() -> None:
+    losses = {number: 10.0 + number for number in range(6)}
+    found = _Steps(
+        [Weighed(number) for number in losses],
+        accumulate=4,
+        weight_of=weight,
+        device=torch.device("cpu"),
+    )
+    first, second = (list(islice(batches, 4)) for batches in [iter(found)] * 2)
+    assert len(second) == 2
+    for taken in (first, second):
+        step = sum(losses[b.number] * b.share / 4 for b in taken)  # Lightning divides by four
+        weights = [weight(b) for b in taken]
+        mean = sum(losses[b.number] * w for b, w in zip(taken, weights, strict=True)) / sum(weights)
+        assert step == pytest.approx(mean)
+
+
+def test_a_step_that_weighs_nothing_has_no_shares() -> None:
+    assert shares([0.0, 0.0], 0.0, 2) == [1.0, 1.0]
+    assert shares([0.0, 2.0], 2.0, 2) == [0.0, 2.0]
 
 
 def test_no_negative_workers() -> None:

@@ -113,8 +113,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> TwoRanks:
     words += ["-m", "tests.runtime.two_ranks", str(found.two), *ALL]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, cwd=ROOT, env=environment
-    )
+    told: dict[str, Any] = {"capture_output": True, "text": True, "cwd": ROOT, "env": environment}
+    done = subprocess.run([sys.executable, *words], **told, timeout=600)  # a hang is a failure
     assert done.returncode == 0, done.stdout + done.stderr
     return found

@@ -72,7 +72,9 @@ def train(
 
     pl.seed_everything(0, verbose=False)
     seen: dict[str, Any] = {"losses": []}
-    settings = OptimizerSettings(lr=0.01, warmup_steps=2, schedule="cosine", weight_decay=0.1)
+    settings = OptimizerSettings(
+        lr=0.01, warmup_steps=2, schedule="cosine", weight_decay=0.1, new_rows_lr_ratio=3.0
+    )
     states, files = run / "checkpoints", StateFiles(keep=1)
     saver = AskAt(files=files, folder=states, every_s=1000)
     saver.step = cut
@@ -92,7 +94,7 @@ def train(
         enable_model_summary=False,
     )
     stage = spied(kind, seen)(model=str(init), optimizer=settings)
-    data = DataModule(Tokens(False), accumulate=4 // ranks)
+    data = DataModule(Tokens(), accumulate=4 // ranks)
     try:
         trainer.fit(stage, data, ckpt_path=states if saved_states(states) else None)
     except StopRequested as stop:

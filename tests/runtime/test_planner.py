@@ -112,6 +112,8 @@ def test_what_the_ranks_share_by_stage() -> None:
     assert kinds[1]["weights"] == kinds[2]["weights"] == 2 * N
     assert kinds[1]["gradients"] == 2 * N and kinds[2]["gradients"] == -(-2 * N // 64)
     assert kinds[1]["optimizer"] == kinds[3]["optimizer"]
+    summed = big(SLIM, "trainer.accumulate_grad_batches=2").memory.kinds()
+    assert summed["gradients"] == -(-4 * N // 64)  # in float32
     offloaded = big(SLIM, "trainer.strategy.offload=all").memory.kinds()
     assert offloaded["optimizer"] == offloaded["weights"] == 0
 

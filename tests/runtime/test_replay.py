@@ -53,8 +53,10 @@ def test_the_batches_are_those_of_the_training(
         wanted = {k: v for k, v in batch._asdict().items() if isinstance(v, torch.Tensor)}
         assert found.keys() == wanted.keys()
         assert all(found[name].equal(wanted[name]) for name in found)
-        rows = read_json(out / f"batch_{number:08d}.json")["rows"]
-        assert len(rows) == len(batch.input_ids)
+        about = read_json(out / f"batch_{number:08d}.json")
+        assert len(about["rows"]) == len(batch.input_ids)
+        assert about["share"] == pytest.approx(getattr(batch, "share", 1.0), rel=1e-12)
+        assert (about["share"] == 1) is (each == 1)
         assert f"batch {number} (rank 0" in said
 
 
@@ -91,11 +93,13 @@ def test_a_dump_is_opened_and_compared(
     write_dump(run, Trouble("the loss is nan", 1, [1], 0, 1), [batch])
     wrong = batch._replace(targets=batch.targets + 1)
     write_dump(run, Trouble("the loss is nan", 1, [1, 7], 1, 2), [wrong, source.batch(0)])
+    write_dump(run, Trouble("the loss is nan", 1, [1], 2, 3), [batch._replace(share=1.5)])
     replay(source=str(run), step=1)
     said = capsys.readouterr().out
     assert "rank_00000.json: the loss is nan; batches 1\n" in said
     assert "  batch 1 equals the one made again" in said
-    assert "  batch 1 differs in targets" in said
+    assert "  batch 1 differs in targets\n" in said
+    assert "  batch 1 differs in share\n" in said
     assert "  batch 7 is not one of this step: say ranks=2" in said
 
 

@@ -36,9 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words += ["-m", "tests.runtime.sharded", str(folder)]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, cwd=ROOT, env=environment
-    )
+    told: dict[str, Any] = {"capture_output": True, "text": True, "cwd": ROOT, "env": environment}
+    done = subprocess.run([sys.executable, *words], **told, timeout=600)  # a hang is a failure
     assert done.returncode == 0, done.stdout + done.stderr
     states = folder / "back" / "checkpoints"
     assert saved_states(states)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from aqaa.backbone.loading import load_backbone
 from aqaa.errors import UsageError
+from aqaa.runtime.compose import compose
 from aqaa.runtime.strategy import ShardedStrategy, gather_of
 from aqaa.storage import load_tensors
 from tests.runtime.conftest import TwoRanks
@@ -37,6 +39,29 @@ def test_every_setting_reaches_the_engine() -> None:
     json.dumps(config)
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ((), {"grad_accum_dtype": "fp32"}),
+        (("trainer.strategy.stage=2",), {"grad_accum_dtype": "fp32"}),
+        (("trainer.strategy.stage=1",), None),
+        (("trainer.accumulate_grad_batches=1",), None),
+    ],
+)
+def test_gradients_of_several_batches_are_summed_in_full(more: tuple, told: object) -> None:
+    from hydra.utils import instantiate
+    from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+
+    words = ["preset=paper/pretrain_1", "trainer.strategy.device=cpu", *more]
+    trainer = compose("pretrain", words).trainer
+    strategy = instantiate(trainer.strategy)
+    strategy.precision_plugin = DeepSpeedPrecision(trainer.precision)
+    strategy._lightning_module = SimpleNamespace(trainer=trainer)
+    strategy._init_config_if_needed()
+    assert strategy.config["bf16"]["enabled"]
+    assert strategy.config.get("data_types") == told
+
+
 def test_whole_parameters_cannot_be_offloaded() -> None:
     with pytest.raises(UsageError, match="stage=2 keeps parameters whole: offload=all needs"):
         ShardedStrategy(**{**SETTINGS, "stage": 2, "offload": "all"})
@@ -59,6 +84,7 @@ def test_half_precision_keeps_masters_and_positions_in_full(two_ranks: TwoRanks)
     for seen in two_ranks.seen("half"):
         assert seen["dtypes"] == ["torch.bfloat16"]
         assert seen["masters"] == ["torch.float32"]
+        assert seen["sums"] == "torch.float32"  # of the gradients of a step's batches
         assert seen["buffers"] == ["torch.float32"]  # bf16-true would round the rotary angles
     full, half = two_ranks.losses("llama"), two_ranks.losses("half")
     assert half == pytest.approx(full, abs=0.02) and half != full

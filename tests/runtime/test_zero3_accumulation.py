@@ -1,9 +1,11 @@
 """Two processes under ZeRO train as one does: SGD, no clipping, two batches accumulated.
 
-Adam and clipping rescale a gradient that was divided once too often; SGD shows it.
+Adam and clipping rescale a gradient that was divided once too often; SGD shows it. Batches
+supervise very unequally many positions, and count by them.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,16 +24,34 @@ def test_two_ranks_train_as_one_process(name: str, two_ranks: TwoRanks) -> None:
     assert changed(two_ranks.one / single / "model", two_ranks.two / name / "model") < 1e-5
 
 
-def test_eight_batches_of_one_are_one_batch_of_eight(two_ranks: TwoRanks, tmp_path: Path) -> None:
-    # All rows supervise equally many positions: the mean of means is then the mean of all.
+def means(seen: dict[str, Any], batches: int) -> list[float]:
+    """Of every step, the mean over the positions of its batches."""
+    parts = [a * b for a, b in zip(seen["losses"], seen["shares"], strict=True)]
+    return [sum(parts[i : i + batches]) / batches for i in range(0, len(parts), batches)]
+
+
+@pytest.mark.parametrize("kind", ["padded", "packed", "dpo"])
+def test_eight_batches_of_one_are_one_batch_of_eight(kind: str, tmp_path: Path) -> None:
     write_models(tmp_path)
-    found = {rows: run(f"rows{rows}", tmp_path, ranks=1, rows=rows)["losses"] for rows in (1, 8)}
-    means = [sum(found[1][i : i + 8]) / 8 for i in range(0, 8 * STEPS, 8)]
-    assert means == pytest.approx(found[8], abs=1e-5)
-    # And both are the four batches of two rows that the other tests know.
-    known = two_ranks.alone("zero3")["losses"]
-    assert means == pytest.approx([sum(known[i : i + 4]) / 4 for i in range(0, 16, 4)], abs=1e-5)
-    assert changed(tmp_path / "rows1/model", tmp_path / "rows8/model") < 1e-5
+    rows, packs = (8, 1), kind == "packed"
+    eight, one = (run(f"{kind}{n}", tmp_path, ranks=1, rows=n, packs=packs) for n in rows)
+    assert means(one, 8) == pytest.approx(eight["losses"], rel=1e-6)
+    assert changed(tmp_path / f"{kind}1/model", tmp_path / f"{kind}8/model") < 1e-6
+    if kind == "dpo":  # a pair is the unit, and all batches have as many
+        return
+    assert max(one["shares"]) > 5 * min(one["shares"])
+    # Were each batch to count alike, it would be another training.
+    run("alike", tmp_path, ranks=1, rows=1, packs=packs)
+    assert changed(tmp_path / "alike/model", tmp_path / f"{kind}8/model") > 1e-2
+
+
+@pytest.mark.parametrize("name", ["slower", "faster"])
+def test_new_rows_have_their_rate_in_shards_too(name: str, two_ranks: TwoRanks) -> None:
+    # Slower ones lie on both ranks (of ZeRO-1), what is slower than the faster ones on one (3).
+    alone = two_ranks.alone(name)["losses"]
+    assert two_ranks.losses(name) == pytest.approx(alone, abs=1e-5)
+    assert changed(two_ranks.one / f"{name}/model", two_ranks.two / f"{name}/model") < 1e-5
+    assert changed(two_ranks.one / f"{name}/model", two_ranks.one / "zero3/model") > 1e-2
 
 
 def test_layers_computed_again_are_the_same_to_the_bit(two_ranks: TwoRanks) -> None:
@@ -44,6 +64,12 @@ def test_without_the_cure_the_gradient_is_divided_twice(two_ranks: TwoRanks) -> 
     assert uncured[:4] == pytest.approx(alone[:4], abs=1e-5)  # before the first step
     gaps = [abs(a - b) for a, b in zip(alone[4:], uncured[4:], strict=True)]
     assert min(gaps) > 1e-2
+
+
+def test_were_batches_to_count_alike_ranks_would_train_otherwise(two_ranks: TwoRanks) -> None:
+    # Mean of means: of one process and of two the same, and not that of one large batch.
+    assert two_ranks.losses("alike")[:4] == pytest.approx(two_ranks.losses("zero3")[:4], abs=1e-5)
+    assert changed(two_ranks.one / "zero3/model", two_ranks.two / "alike/model") > 1e-2
 
 
 def test_parameters_are_in_parts(two_ranks: TwoRanks) -> None:

@@ -6,15 +6,17 @@ two; so many trainings share one launch.
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from aqaa.backbone.initial import write_initial
 from aqaa.backbone.lora import Lora
 from aqaa.backbone.step1 import Step1Config
-from aqaa.data.collate import TokenBatch
+from aqaa.data.collate import Document, TokenBatch, packed, padded
 from aqaa.data.preferences import PreferenceBatch
 from aqaa.stages.dpo import Dpo
 from aqaa.stages.optimizer import OptimizerSettings
@@ -25,10 +27,10 @@ from aqaa.stream import Slot
 STEPS = 4
 LENGTH = 12
 LORA = Lora(rank=2, alpha=4, dropout=0.0, targets="all-linear", seed=3)
-# Names of trainings; "uncured" and "inside" undo a cure, and must be seen to fail.
+# Names of trainings; "uncured", "inside" and "alike" undo a cure, and must be seen to fail.
 ALL = (
     *("zero1", "zero2", "zero3", "uncured", "layers", "offload", "llama", "half"),
-    *("lora", "inside", "start", "dpo", "dpo_lora"),
+    *("lora", "inside", "start", "dpo", "dpo_lora", "alike", "slower", "faster"),
 )
 
 
@@ -50,69 +52,76 @@ def write_models(folder: Path) -> None:
 
 
 class Tokens:
-    """Random ids; every batch supervises as many positions as any other."""
+    """Random documents, ``rows`` a batch, padded or a pair of them packed to a row.
 
-    def __init__(self, unequal: bool = False, rows: int = 0) -> None:
-        self.unequal = unequal
+    They are of any length, and supervise one id or all, of any kind: batches weigh very unequally.
+    """
+
+    def __init__(self, rows: int = 2, *, packs: bool = False, checks: tuple[int, ...] = ()) -> None:
         self.rows = rows
+        self.packs = packs
+        self.checks = checks
 
     def bind(self, ids: Any) -> None:
         self.ids = ids
 
     def batch(self, step: int) -> TokenBatch:
-        if not self.rows:
-            return self.drawn(step)
-        rows = range(step * self.rows, (step + 1) * self.rows)
-        pairs = [(self.drawn(row // 2), row % 2) for row in rows]
-        ids, targets, slots, sources = (
-            torch.cat([getattr(pair, name)[side, None] for pair, side in pairs])
-            for name in ("input_ids", "targets", "slots", "sources")
-        )
-        return TokenBatch("asr", ids, targets, slots, sources)
-
-    def drawn(self, step: int, rows: int = 2) -> TokenBatch:
-        generator = torch.Generator().manual_seed(step)
-        drawn = torch.randint(0, 40, (rows, LENGTH + 1), generator=generator)
-        slots = torch.full((rows, LENGTH), int(Slot.TEXT))
-        slots[:, ::3] = int(Slot.NONE)
-        options = torch.tensor(self.ids.layout.slot_ids(Slot.TEXT, self.ids.vocabulary))
-        targets = options[drawn[:, 1:] % len(options)]
-        return TokenBatch("asr", drawn[:, :-1], targets, slots, torch.ones_like(slots))
+        return self.of(range(step * self.rows, (step + 1) * self.rows))
 
     def validation(self) -> list[TokenBatch]:
-        sizes = (3, 3, 1) if self.unequal else ()
-        return [self.drawn(100 + i, rows) for i, rows in enumerate(sizes)]
+        return [self.of(range(100 * i, 100 * i + rows)) for i, rows in enumerate(self.checks)]
+
+    def of(self, numbers: Iterable[int]) -> TokenBatch:
+        pad = self.ids.vocabulary.pad
+        if self.packs:
+            rows = [[self.document(2 * n), self.document(2 * n + 1)] for n in numbers]
+            return packed(rows, 2 * LENGTH, pad=pad)
+        return padded("asr", [self.document(n) for n in numbers], pad=pad)
+
+    def document(self, number: int) -> Document:
+        random = np.random.default_rng(number)
+        length = int(random.integers(3, LENGTH + 1))
+        slot = (Slot.TEXT, Slot.LINGUISTIC, Slot.SEMANTIC)[number % 3]
+        learnt = length if number % 2 else 1
+        slots = np.full(length + 1, int(Slot.NONE), np.int8)
+        slots[-learnt:] = int(slot)
+        ids = random.integers(0, 40, length + 1).astype(np.int32)
+        options = self.ids.layout.slot_ids(slot, self.ids.vocabulary)[:3]
+        ids[-learnt:] = random.choice(options, learnt)
+        return Document(1, ids, slots)
 
 
 class Pairs:
-    """Five random pairs of answers."""
+    """Five random pairs of answers, ``pairs`` a batch."""
 
     rows = tuple(range(5))
     hash, mask = "toy", "none"
+
+    def __init__(self, pairs: int = 2) -> None:
+        self.pairs = pairs
 
     def bind(self, ids: Any) -> None:
         self.tokens = Tokens()
         self.tokens.bind(ids)
 
     def collate(self, pairs: list[int]) -> PreferenceBatch:
-        sides = [self.tokens.drawn(1000 * side + pair, 1) for side in (1, 2) for pair in pairs]
-        ids, targets, slots = (
-            torch.cat([getattr(side, name) for side in sides])
-            for name in ("input_ids", "targets", "slots")
-        )
-        return PreferenceBatch(pairs, ids, targets, slots, torch.ones_like(ids))
+        made = self.tokens.of(1000 * side + pair for side in (1, 2) for pair in pairs)
+        keep = torch.ones_like(made.slots)
+        return PreferenceBatch(pairs, made.input_ids, made.targets, made.slots, keep)
 
     def batch(self, step: int) -> PreferenceBatch:
-        return self.collate([step % 5, (step + 2) % 5])
+        return self.collate([i % 5 for i in range(step * self.pairs, (step + 1) * self.pairs)])
 
     def validation(self) -> list[Any]:
         return []
 
 
-def run(name: str, folder: Path, *, ranks: int, rows: int = 0) -> dict[str, Any]:
+def run(
+    name: str, folder: Path, *, ranks: int, rows: int = 2, packs: bool = False
+) -> dict[str, Any]:
     """One training; ``folder`` holds ``init`` and gets ``name``, as a run folder has it.
 
-    A step takes four batches of two rows, or eight rows by ``rows`` a batch.
+    A step takes eight rows, or pairs, ``rows`` a batch.
     """
     import lightning.pytorch as pl
 
@@ -124,7 +133,12 @@ def run(name: str, folder: Path, *, ranks: int, rows: int = 0) -> dict[str, Any]
     start = name == "start"
     lr = 0.0 if start else 0.02 if name.startswith("dpo") else 0.5
     settings = OptimizerSettings(
-        lr=lr, algorithm="sgd", warmup_steps=2, schedule="cosine", weight_decay=0.0
+        lr=lr,
+        algorithm="sgd",
+        warmup_steps=2,
+        schedule="cosine",
+        weight_decay=0.0,
+        new_rows_lr_ratio={"slower": 0.25, "faster": 2.0}.get(name),
     )
     common: dict[str, Any] = {"model": str(folder / "init"), "optimizer": settings}
     if name in ("llama", "half"):
@@ -138,8 +152,11 @@ def run(name: str, folder: Path, *, ranks: int, rows: int = 0) -> dict[str, Any]
     if kind is Dpo:
         common |= {"scores": str(out / "scores.safetensors"), "beta": 0.5}
     stage = spied(kind, seen)(**common)
-    source: Any = Pairs() if kind is Dpo else Tokens(start, rows)
-    accumulate = 8 // rows if rows else 4 // ranks
+    if name.startswith("alike"):
+        stage.weight_of = None
+    checks = (3, 3, 1) if start else ()
+    source: Any = Pairs(rows) if kind is Dpo else Tokens(rows, packs=packs, checks=checks)
+    accumulate = 8 // (rows * ranks)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=ranks,
@@ -169,7 +186,7 @@ def run(name: str, folder: Path, *, ranks: int, rows: int = 0) -> dict[str, Any]
 
 
 def spied(kind: type, seen: dict[str, Any]) -> type:
-    """A stage that notes the loss of every batch, and how it lies in memory at the start."""
+    """A stage that notes the mean loss and the share of every batch, and how it lies in memory."""
 
     class Spied(kind):
         def on_train_start(self) -> None:
@@ -183,11 +200,15 @@ def spied(kind: type, seen: dict[str, Any]) -> type:
             zero = getattr(optimizer, "_optimizer", self.trainer.optimizers[0])
             masters = getattr(zero, "fp32_partitioned_groups_flat", [])
             seen["masters"] = sorted({str(master.dtype) for master in masters})
+            sums = getattr(zero, "grad_partitions_flat_buffer", torch.empty(0))
+            seen["sums"] = str(sums.dtype)
             seen["shards"] = sum(p.ds_tensor.numel() for p in parameters if hasattr(p, "ds_tensor"))
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             loss = super().training_step(batch, batch_idx)
-            seen["losses"].append(float(loss))
+            share = getattr(batch, "share", 1.0)
+            seen["losses"].append(float(loss) / share)
+            seen.setdefault("shares", []).append(share)
             return loss
 
     return Spied
@@ -207,7 +228,7 @@ def strategy(name: str) -> Any:
                 return DeepSpeedStrategy.model_sharded_context(self)
 
     kinds = {"uncured": Uncured, "inside": Inside}
-    number = {"zero1": 1, "zero2": 2}.get(name, 3)
+    number = {"zero1": 1, "slower": 1, "zero2": 2}.get(name, 3)
     return kinds.get(name, ShardedStrategy)(
         device="cpu",
         stage=number,  # type: ignore[arg-type]

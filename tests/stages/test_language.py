@@ -110,6 +110,25 @@ def test_the_loss_is_that_of_separate_documents(chain: Chain, model: Path, norma
             assert float(found[begin + i]) == pytest.approx(float(alone), rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize("normalise", ["slot", "table"])
+def test_a_batch_weighs_what_its_loss_is_divided_by(
+    chain: Chain, llama: Path, attach, normalise
+) -> None:
+    settings = OptimizerSettings(lr=1.0)
+    stage = LanguageModel(model=str(llama), optimizer=settings, normalise=normalise)
+    attach(stage, source := packed(chain))
+    weights = []
+    for batch in (source.batch(0), source.batch(3)):
+        flat = (torch.randn(batch.slots.numel(), 32), batch.targets.flatten())
+        found = stage.head(*flat, batch.slots.flatten())
+        weights.append(stage.weight_of(batch))
+        assert weights[-1] == pytest.approx(float(found.weight.double().sum()), rel=1e-6)
+        assert float(found.loss) == pytest.approx(
+            float((found.weight * found.nats).double().sum()) / weights[-1], rel=1e-5
+        )
+    assert weights[0] != weights[1]
+
+
 def test_figures_are_sums_over_positions(chain: Chain, llama: Path, attach, monkeypatch) -> None:
     stage = LanguageModel(model=str(llama), optimizer=OptimizerSettings(lr=1.0))
     attach(stage, source := packed(chain))

@@ -2,12 +2,16 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from aqaa.backbone.loading import load_backbone
 from aqaa.stages.optimizer import OptimizerSettings
+from tests.golden.make import backbone, ids
+from tests.llama import write_llama
 
 
 class Net(nn.Module):
@@ -39,6 +43,22 @@ def test_matrices_decay_and_vectors_do_not() -> None:
         matrix = name.endswith("weight") and "norm" not in name
         assert group["weight_decay"] == (0.3 if matrix else 0)
         assert group["name"].endswith("no decay") is not matrix
+
+
+@pytest.mark.parametrize("kind", ["step1", "llama"])
+def test_of_a_backbone_all_but_the_norms_decay(kind: str, tmp_path: Path) -> None:
+    if kind == "llama":
+        model = load_backbone(write_llama(tmp_path / "model", ids())).model
+    else:
+        model = backbone(tmp_path / "model", tied=False).model
+    found = groups(OptimizerSettings(lr=1.0, weight_decay=0.3), model)
+    for name, group in found.items():
+        norm = "norm" in name
+        assert group["weight_decay"] == (0 if norm else 0.3), name
+        table = "embed_tokens" in name or "lm_head" in name
+        assert group["name"].startswith("backbone") is not table, name
+    assert set(found) == {name for name, _ in model.named_parameters()}
+    assert sum("norm" in name for name in found) == 5  # two a layer, and the last
 
 
 def test_what_decays_is_told_by_kind_and_by_the_whole_shape() -> None:

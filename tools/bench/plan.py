@@ -192,7 +192,7 @@ def random_rows() -> Any:
                   "slots": torch.full(shape, int(Slot.TEXT)),
                   "sources": torch.zeros(shape, dtype=torch.long),
                   "position_ids": torch.arange(ROW_TOKENS).expand(shape)}  # fmt: skip
-        return TokenBatch(**{name: fields[name] for name in TokenBatch._fields})
+        return TokenBatch(**fields)
 
     return SimpleNamespace(
         bind=lambda ids: known.update(ids=ids), batch=batch, validation=lambda: []

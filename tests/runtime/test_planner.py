@@ -148,6 +148,7 @@ def test_what_cannot_fit_is_refused_with_the_nearest_that_can() -> None:
         (["sft", "preset=paper/sft_1", "backbone=step1_3b", "nodes=0"], "trainer.num_nodes=0"),
         (["sft", "preset=paper/sft_1", "backbone=step1_3b", "rows=0"], "rows=0"),
         (["sft", "preset=paper/sft_1", "backbone=step1_3b", "tokens=-5"], "tokens=-5"),
+        (["sft", "preset=walkthrough/sft_1", "trainer.strategy=fsdp"], "trainer.strategy=fsdp is"),
         (["sft", "optmi.lr=1"], "sft has no key optmi.lr: the nearest is optim.lr"),
         (["sft", "gpu=h1000"], "gpu has no option h1000"),
         ([], "plan needs verb="),

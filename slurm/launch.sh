@@ -21,7 +21,8 @@
 #
 # Nothing has to be said to go on: the same command resumes from its run folder.
 #   - Five minutes before the time is up (USR1), or when the job has to make room (TERM), every rank
-#     saves its state and exits with 75; the job is queued again and goes on.
+#     saves its state and exits with 75; the job is queued again and goes on. srun ends the slower
+#     ranks as soon as one has left, so what it returns after a signal is 75 or any other code.
 #   - A rank that dies takes its step down; it is started again, AQAA_RESTARTS times (3).
 #   - A setting that does not fit ends the job at once.
 # Tried against stand-ins for srun and scontrol, not on a cluster yet.
@@ -81,9 +82,11 @@ fi
 
 child=""
 woken=""
+asked="" # by a signal to stop: kept, unlike woken
 # Slurm tells this shell; srun hands it on to the tasks, which save and end with RUN_AGAIN.
 forward() {
   woken=1
+  asked=1
   say "got $1"
   [ -z "$child" ] || kill -s "$1" "$child" 2>/dev/null
 }
@@ -111,6 +114,9 @@ run_once() {
 restarts="${AQAA_RESTARTS:-3}"
 for try in $(seq 0 "$restarts"); do
   run_once "$try"
+  if [ -n "$asked" ] && [ "$code" -ne 0 ] && [ "$code" -ne "$WRONG_USE" ]; then
+    code="$RUN_AGAIN"
+  fi
   case "$code" in
     0) exit 0 ;;
     "$WRONG_USE") exit "$WRONG_USE" ;;

@@ -39,6 +39,7 @@ NEEDED = ("lightning.pytorch", "hydra.utils", "aqaa.runtime.compose", "aqaa.runt
           "aqaa.runtime.saving", "aqaa.runtime.callbacks", "aqaa.runtime.strategy",
           "aqaa.stages.vocoder", "aqaa.data.voice", "aqaa.data.module")  # fmt: skip
 PATIENCE_S = 600.0
+MARK = ".torture"  # of a folder that may be emptied
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,7 @@ def torture(kills: int, seed: int, corpus: Path, folder: Path) -> dict[str, Any]
     """Run the trials; returns the count of those that survived."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    (folder / MARK).touch()
     begun = time.monotonic()
     (folder / "alone").mkdir()
     code = ended(start(words(corpus, folder / "alone"), folder / "alone" / "log"), PATIENCE_S)
@@ -182,6 +184,18 @@ def torture(kills: int, seed: int, corpus: Path, folder: Path) -> dict[str, Any]
     return {"kills": done, "survived": survived, "seed": seed}
 
 
+def unfit(folder: Path, asked: dict[str, str]) -> str:
+    """What is wrong with the words of the command line, '' if nothing is."""
+    for name in ("kills", "seed"):
+        if not asked[name].isdecimal():
+            return f"{name}={asked[name]} is no number"
+    if folder.exists() and not (folder / MARK).is_file():
+        return f"folder={folder} is there and not of a torture before: it would be emptied"
+    if asked["corpus"] and not Path(asked["corpus"]).is_dir():
+        return f"corpus={asked['corpus']} does not exist: leave it out to have one made"
+    return ""
+
+
 def main(argv: Sequence[str]) -> int:
     """The command line; returns 0 if all survived."""
     asked = {"kills": "50", "seed": "0", "folder": "runs/torture", "corpus": ""}
@@ -192,6 +206,9 @@ def main(argv: Sequence[str]) -> int:
             return 2
         asked[key] = value
     folder = Path(asked["folder"])
+    if wrong := unfit(folder, asked):
+        print(f"torture: {wrong}", file=sys.stderr)
+        return 2
     corpus = Path(asked["corpus"] or f"{folder}_corpus")
     if not corpus.is_dir() and aqaa(["data", "synthesize", str(corpus), "questions=20",
                                      "validation=4", "test=4", "workers=1"]):  # fmt: skip

@@ -251,7 +251,7 @@ def test_packed_batches_are_a_function_of_seed_and_step(chain: Chain) -> None:
     late = other.batch(77)
     for step in (5, 77):
         batch = made.batch(step)
-    assert all(torch.equal(a, b) for a, b in zip(batch[1:-1], late[1:-1], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(batch[1:], late[1:], strict=True))
     assert not torch.equal(made.batch(5).input_ids, late.input_ids)
 
 

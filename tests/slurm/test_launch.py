@@ -109,6 +109,40 @@ def test_a_signal_saves_and_queues_again(launch: Cluster, number: signal.Signals
     assert "trainer=zero3_nodes" not in (launch.folder / "words-0").read_text()
 
 
+LINGERS = """
+import os, pathlib, signal, sys, time
+
+if "--cfg" in sys.argv:
+    sys.exit(0)
+rank = os.environ["SLURM_PROCID"]
+asked = []
+for number in (signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(number, lambda n, f: asked.append(n))
+(pathlib.Path(os.environ["CLUSTER_LOG"]).parent / f"ready-{rank}").touch()
+while not asked:
+    time.sleep(0.02)
+time.sleep(0 if rank == "0" else 60)  # what libraries do at the end of a rank may take its time
+sys.exit(75)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=lambda n: n.name)
+def test_a_rank_that_leaves_late_does_not_keep_the_job_from_the_queue(
+    launch: Cluster, number: signal.Signals
+) -> None:
+    # The first 75 is a bad exit to srun, which kills the others: its code is then theirs.
+    launch.env["AQAA"] = str(executable(launch.folder / "bin" / "lingers", LINGERS))
+    job = launch.start("slurm/launch.sh", "sft", "trainer=gloo")
+    deadline = time.monotonic() + 60
+    ready = [launch.folder / f"ready-{rank}" for rank in (0, 1)]
+    while not all(path.exists() for path in ready) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    job.send_signal(number)
+    said, _ = job.communicate(timeout=40)
+    assert job.returncode == 0 and "try 1" not in said, said
+    assert launch.log[-1] == f"scontrol requeue {launch.env['SLURM_JOB_ID']}", said
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

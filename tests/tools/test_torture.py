@@ -49,3 +49,27 @@ def test_every_kind_of_kill_comes_up(tool: ModuleType) -> None:
     assert {blow.number for blow in blows} == set(tool.SIGNALS)
     assert blows == [blow for seed in range(25) for blow in tool.blows(seed, 4.0)]
     assert sum(blow.waits for blow in blows) > 15
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["kills=x"], "kills=x is no number"),
+        (["corpus=nowhere"], "corpus=nowhere does not exist"),
+        ([], "would be emptied"),
+        (["bogus=1"], "bogus=1 is none of"),
+    ],
+)
+def test_wrong_use_loses_nothing(
+    words: list[str],
+    sentence: str,
+    tool: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runs = tmp_path / "runs"
+    (runs / "sft_1").mkdir(parents=True)
+    folder = runs if not words else tmp_path / "new"
+    assert tool.main([f"folder={folder}", *words]) == 2
+    assert sentence in capsys.readouterr().err
+    assert (runs / "sft_1").is_dir() and list(tmp_path.iterdir()) == [runs]

@@ -24,7 +24,7 @@
 #     saves its state and exits with 75; the job is queued again and goes on.
 #   - A rank that dies takes its step down; it is started again, AQAA_RESTARTS times (3).
 #   - A setting that does not fit ends the job at once.
-# Tried against stand-ins for srun and scontrol, not on a cluster yet.
+# Tried with real trainings against stand-ins for srun and scontrol, not on a cluster yet.
 set -uo pipefail
 
 readonly RUN_AGAIN=75 WRONG_USE=2
@@ -82,6 +82,7 @@ fi
 child=""
 woken=""
 # Slurm tells this shell; srun hands it on to the tasks, which save and end with RUN_AGAIN.
+# shellcheck disable=SC2329  # called by the traps
 forward() {
   woken=1
   say "got $1"

@@ -56,9 +56,11 @@ def mean(parts: Iterable[tuple[Tensor, float]], total_weight: float, out: Tensor
     room = torch.empty_like(total)
     for number, (tensor, weight) in enumerate(parts):
         # Not one fused operation: machines that have it would round otherwise than those without.
-        (room if number else total).copy_(tensor).mul_(weight)
+        term = (room if number else total).copy_(tensor)
+        if weight != 1:
+            term.mul_(weight)
         if number:
-            total.add_(room)
+            total.add_(term)
     _round(total.div_(total_weight), out)
 
 

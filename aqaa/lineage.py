@@ -95,10 +95,10 @@ def read_lineage(run: str | Path) -> Lineage | None:
         raise UsageError(f"{path} is not a lineage record of this version: {error}") from None
 
 
-def finish(run: str | Path, lineage: Lineage) -> None:
-    """Seal a run folder: manifest of the model, then the record."""
+def finish(run: str | Path, lineage: Lineage, *, sealed: bool = False) -> None:
+    """Seal a run folder: manifest of the model (if it is not ``sealed`` yet), then the record."""
     run = Path(run)
-    if (run / MODEL).is_dir():
+    if (run / MODEL).is_dir() and not sealed:
         write_manifest(run / MODEL)
     write_json(run / RECORD, asdict(lineage))
 

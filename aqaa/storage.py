@@ -8,9 +8,10 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError
@@ -44,8 +45,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(
+    path: str | Path, known: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Path]:
     """Yield a temporary folder that replaces ``path`` as a whole, with its manifest, on success.
+
+    Args:
+        path: of the folder.
+        known: SHA-256 of files, by their names in it, that were hashed as they were written.
 
     Raises:
         UsageError: ``path`` cannot be written, or holds what is not ours to lose; what was there
@@ -58,7 +65,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         yield temporary
-        write_manifest(temporary)
+        write_manifest(temporary, known)
         for file in _files(temporary):
             _settle(file)
         _swap(temporary, path)
@@ -189,16 +196,19 @@ def _files(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: p.relative_to(folder).as_posix())
 
 
-def write_manifest(folder: str | Path) -> str:
-    """Hash every file below ``folder`` into its manifest; returns the tree's hash."""
+def write_manifest(
+    folder: str | Path, known: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """Hash every file below ``folder`` that is not ``known`` into its manifest; the tree's hash."""
     folder = Path(folder)
-    write_text(folder / MANIFEST, _listing(folder))
+    write_text(folder / MANIFEST, _listing(folder, known))
     return tree_hash(folder)
 
 
-def _listing(folder: Path) -> str:
+def _listing(folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> str:
     """What the manifest of a folder says."""
-    lines = [f"{sha256_file(p)}  {p.relative_to(folder).as_posix()}" for p in _files(folder)]
+    names = {path: path.relative_to(folder).as_posix() for path in _files(folder)}
+    lines = [f"{known.get(name) or sha256_file(path)}  {name}" for path, name in names.items()]
     return "\n".join(lines) + "\n"
 
 

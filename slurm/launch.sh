@@ -25,7 +25,7 @@
 #     ranks as soon as one has left, so what it returns after a signal is 75 or any other code.
 #   - A rank that dies takes its step down; it is started again, AQAA_RESTARTS times (3).
 #   - A setting that does not fit ends the job at once.
-# Tried against stand-ins for srun and scontrol, not on a cluster yet.
+# Tried with real trainings against stand-ins for srun and scontrol, not on a cluster yet.
 set -uo pipefail
 
 readonly RUN_AGAIN=75 WRONG_USE=2
@@ -84,6 +84,7 @@ child=""
 woken=""
 asked="" # by a signal to stop: kept, unlike woken
 # Slurm tells this shell; srun hands it on to the tasks, which save and end with RUN_AGAIN.
+# shellcheck disable=SC2329  # called by the traps
 forward() {
   woken=1
   asked=1

@@ -1,6 +1,7 @@
 """Files are whole or absent, and damage is found."""
 
 import errno
+import hashlib
 import os
 import resource
 import shutil
@@ -92,6 +93,17 @@ def test_a_failure_at_the_last_moment_keeps_the_old_file(
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_a_file_that_was_hashed_as_it_was_written_is_not_read_again(tmp_path: Path) -> None:
+    hashed = {"deep/a.txt": hashlib.sha256(b"a").hexdigest(), "b.txt": "0" * 64}
+    with storage.atomic_folder(tmp_path / "model", hashed) as inside:
+        for name in ("deep/a.txt", "b.txt", "c.txt"):
+            storage.write_text(inside / name, name[-5])
+    with pytest.raises(UsageError, match="b.txt is damaged"):  # its hash was taken as it was told
+        storage.verify_manifest(tmp_path / "model")
+    storage.write_manifest(tmp_path / "model")
+    storage.verify_manifest(tmp_path / "model")
+
+
 def test_the_old_folder_returns_if_the_new_one_cannot_take_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,7 +122,7 @@ def test_the_old_folder_returns_if_the_new_one_cannot_take_its_place(
         with storage.atomic_folder(folder) as inside:
             (inside / "a.txt").write_text("new")
             storage.write_manifest(inside)
-            monkeypatch.setattr(storage, "write_manifest", lambda _: "")
+            monkeypatch.setattr(storage, "write_manifest", lambda *_: "")
             monkeypatch.setattr(os, "replace", second_fails)
     assert (folder / "a.txt").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["model"]

@@ -3,7 +3,7 @@
 Letters: N numbers of one tensor, in whatever shape.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,20 @@ def write_tensors(
     if len(shards) == 1:
         _part(folder, 0).rename(folder / WEIGHTS)
         return
-    places: dict[str, str] = {}
-    for number, names in enumerate(shards):
-        file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
+    files = {shard_name(number, len(shards)): names for number, names in enumerate(shards)}
+    for number, file in enumerate(files):
         _part(folder, number).rename(folder / file)
-        places |= dict.fromkeys(names, file)
+    write_index(folder, files, total_bytes)
+
+
+def shard_name(number: int, count: int) -> str:
+    """The weight file of shard ``number``, from 0, of so many."""
+    return WEIGHTS if count == 1 else f"model-{number + 1:05}-of-{count:05}.safetensors"
+
+
+def write_index(folder: Path, files: Mapping[str, list[str]], total_bytes: int) -> None:
+    """Say which file holds which tensors, where there are several."""
+    places = {name: file for file, names in files.items() for name in names}
     index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(places.items()))}
     write_json(folder / INDEX, index)
 

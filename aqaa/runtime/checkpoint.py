@@ -110,14 +110,10 @@ class StateFiles(CheckpointIO):
         """
         state, shards = self.load(path)
         if shards is not None:
-            about = state.pop(SHARDED)
-            if about["frozen"]:
-                raise UsageError(
-                    f"{path} is of a sharded run that trains a part of its weights: the others are "
-                    f"not in it, so go on with a sharded trainer, on any number of ranks"
-                )
+            about = state.pop(SHARDED)  # what an adapter leaves as it was is not in it
             weights = state["state_dict"] | dict(unsharded(about, shards))
-            weights |= {name: weights[first] for name, first in about["tied"].items()}
+            tied = about["tied"].items()
+            weights |= {name: weights[first] for name, first in tied if first in weights}
             state["state_dict"] = weights
             state["optimizer_states"] = [optimizer_state(about, shards)]
         return state

@@ -4,14 +4,16 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from aqaa.backbone.loading import Ids, load_backbone
+from aqaa.backbone.shards import INDEX, WEIGHTS, read_tensors, write_tensors
 from aqaa.errors import UsageError
 from aqaa.stages.merge import merge
-from aqaa.storage import load_tensors, read_json, write_json, write_manifest
+from aqaa.storage import load_tensors, read_json, verify_manifest, write_json, write_manifest
 from tests.conftest import Chain
 
 PARTS = ("sft_1", "sft_2", "dpo")
@@ -43,6 +45,107 @@ def test_weights_count_by_their_ratio(chain: Chain, tmp_path: Path) -> None:
     assert (tmp_path / "a/model/model.safetensors").read_bytes() == (
         (chain / "merge/model/model.safetensors").read_bytes()
     )
+
+
+def test_sharded_models_are_merged_into_shards(chain: Chain, tmp_path: Path) -> None:
+    sharded = []
+    for i, folder in enumerate(folders(chain)):
+        copy = shutil.copytree(folder, tmp_path / str(i))
+        (copy / WEIGHTS).unlink()
+        write_tensors(copy, read_tensors(folder), shard_bytes=30_000 * (i + 1))
+        assert (copy / INDEX).is_file()
+        write_manifest(copy)
+        sharded.append(str(copy))
+    merge(models=sharded, weights=[5, 5, 1], out=str(tmp_path / "m"), shard_bytes=40_000)
+    model = tmp_path / "m/model"
+    verify_manifest(model)
+    assert (model / INDEX).is_file() and not (model / WEIGHTS).exists()
+    wanted = load_tensors(chain / "merge/model/model.safetensors")
+    found = dict(read_tensors(model))
+    assert found.keys() == wanted.keys() and all(found[k].equal(wanted[k]) for k in wanted)
+    ids = torch.arange(8)[None]
+    logits = [load_backbone(f).model(input_ids=ids).logits for f in (model, chain / "merge/model")]
+    assert logits[0].equal(logits[1])
+
+
+def test_finished_runs_stand_for_their_models(chain: Chain, tmp_path: Path) -> None:
+    merge(models=[str(chain / p) for p in PARTS], weights=[5, 5, 1], out=str(tmp_path / "m"))
+    for name in (WEIGHTS, "MANIFEST.sha256"):
+        assert (tmp_path / "m/model" / name).read_bytes() == (
+            (chain / "merge/model" / name).read_bytes()
+        )
+    write_json(tmp_path / "cut/parents.json", {})
+    with pytest.raises(UsageError, match="aqaa export run=.*/cut"):
+        merge(models=[str(tmp_path / "cut")], weights=[1], out=str(tmp_path / "n"))
+
+
+def test_audio_rows_may_have_their_own_weights(chain: Chain, tmp_path: Path) -> None:
+    merge(models=folders(chain), weights=[5, 5, 1], audio_weights=[0, 0, 1],
+          out=str(tmp_path / "m"))  # fmt: skip
+    found, plain, dpo = (load_tensors(folder / WEIGHTS) for folder in (
+        tmp_path / "m/model", chain / "merge/model", chain / "dpo/model"))  # fmt: skip
+    ids = Ids.load(tmp_path / "m/model").vocabulary
+    audio = slice(ids.linguistic_start, ids.marker_start)
+    tables = {name for name, tensor in plain.items() if tensor.shape[0] == ids.rows}
+    assert tables == {"model.embed_tokens.weight"}  # the head is tied to it
+    for name, tensor in found.items():
+        if name in tables:
+            assert tensor[audio].equal(dpo[name][audio]) and not tensor.equal(dpo[name])
+            tensor[audio] = plain[name][audio]
+        assert tensor.equal(plain[name])
+    assert "audio_weights: [0.0, 0.0, 1.0]" in (tmp_path / "m/config.yaml").read_text()
+    with pytest.raises(UsageError, match="give one weight each"):
+        merge(models=folders(chain), weights=[5, 5, 1], audio_weights=[1], out=str(tmp_path / "n"))
+
+
+def test_a_cut_merge_goes_on_and_leaves_nothing_behind(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aqaa.backbone import merging
+
+    words = {"models": folders(chain), "weights": [5, 5, 1], "out": str(tmp_path / "m")}
+    written: list[str] = []
+    real = merging._write
+
+    def cut(folder: Path, file: str, *args: Any) -> str:
+        if len(written) == 1:
+            raise OSError(28, "No space left on device")
+        written.append(file)
+        return real(folder, file, *args)
+
+    monkeypatch.setattr(merging, "_write", cut)
+    with pytest.raises(UsageError, match="No space left on device; the same command goes on"):
+        merge(**words, shard_bytes=40_000)
+    left = {path.name for path in (tmp_path / "m").iterdir()}
+    assert left == {".model.merging"} and not list((tmp_path / "m").rglob("*.safetensors"))
+    monkeypatch.setattr(merging, "_write", lambda *args: written.append(args[1]) or real(*args))
+    merge(**words, shard_bytes=40_000)
+    assert len(written) == len(set(written)) > 2  # the finished file was kept
+    assert not list((tmp_path / "m").glob(".*"))
+    verify_manifest(tmp_path / "m/model")
+    found, wanted = (dict(read_tensors(f)) for f in (tmp_path / "m/model", chain / "merge/model"))
+    assert all(found[k].equal(wanted[k]) for k in wanted)
+
+
+def test_what_another_merge_left_is_not_used(
+    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aqaa.stages import merge as stage
+
+    def die(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "atomic_folder", die)
+        with pytest.raises(KeyboardInterrupt):
+            merge(models=folders(chain), weights=[1, 1, 1], out=str(tmp_path / "m"))
+    assert list((tmp_path / "m/.model.merging").glob("*.part"))
+    (tmp_path / "m/.model.0a1b2c3d").mkdir()  # of a kill while the model got its name
+    merge(models=folders(chain), weights=[5, 5, 1], out=str(tmp_path / "m"))
+    assert (tmp_path / "m/model" / WEIGHTS).read_bytes() == (
+        (chain / "merge/model" / WEIGHTS).read_bytes()
+    )
+    assert not list((tmp_path / "m").glob(".*"))
 
 
 def test_a_damaged_model_is_refused(chain: Chain, tmp_path: Path) -> None:

@@ -1,14 +1,15 @@
 """Predicted against measured memory: real trainings of two gloo processes, ZeRO-0 to 3 and LoRA.
 
-    python tools/bench/plan.py                 all cases, a few minutes on two cores
-    python tools/bench/plan.py zero3 lora      some of them
+    python tools/bench/plan.py                          every model and case, long
+    python tools/bench/plan.py zero3 lora               some cases of every model
+    python tools/bench/plan.py model=step1_86m zero0    of one model
 
-Each case trains a Step-1 of about 40M parameters in float32 through the real stage and the trainer
-that the configuration names; what a rank's memory rises to (VmHWM) over what the bare process with
-everything imported holds is measured, and compared with what `aqaa plan` says of the same
-configuration. The peer is DeepSpeed's own estimate of model states, where it has one (stages 2 and
-3); it leaves out activations and assumes 16-bit weights. ``ours`` and ``peer`` are the worst
-deviations in per cent; a ratio above 1 means that ours is nearer.
+Each case trains a backbone in float32 through the real stage and the trainer that the configuration
+names; what a rank's memory rises to (VmHWM) over what the bare process with everything imported
+holds is measured, and compared with what `aqaa plan` says of the same configuration. The models
+differ in width, depth, table, rows and family. The peer is DeepSpeed's own estimate of model
+states, where it has one (stages 2 and 3); it leaves out activations and assumes 16-bit weights.
+``ours`` and ``peer`` are the worst deviations in per cent; a ratio above 1 means ours is nearer.
 """
 
 import contextlib
@@ -19,15 +20,37 @@ import platform
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZES = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12,
-         "num_attention_heads": 8, "num_attention_groups": 4}  # fmt: skip
-RANKS, ROWS, ROW_TOKENS, STEPS = 2, 2, 256, 3
+
+
+@dataclass(frozen=True)
+class Model:
+    """A backbone to be measured: its sizes, its text ids, the batch it is trained on."""
+
+    family: str
+    width: int
+    inner: int
+    layers: int
+    heads: int
+    groups: int
+    text_tokens: int
+    rows: int
+    row_tokens: int
+
+
+MODELS = {
+    "step1_43m": Model("step1", 512, 1408, 12, 8, 4, 2000, 2, 256),
+    "step1_13m": Model("step1", 256, 704, 8, 4, 2, 8000, 4, 192),
+    "step1_86m": Model("step1", 768, 2048, 12, 12, 4, 2000, 1, 512),
+    "qwen3_45m": Model("qwen3", 512, 1536, 12, 8, 4, 12000, 2, 256),
+}
+RANKS, STEPS = 2, 3
 GLOO = ["trainer=gloo", "trainer.strategy.reduce_bucket_elements=5000000"]
 CASES = {
     "zero0": ["trainer=cpu", f"trainer.devices={RANKS}"],
@@ -43,20 +66,15 @@ WITHIN = 0.10
 
 def main() -> None:
     """Run the cases and print what was predicted and what was measured."""
-    names = sys.argv[1:] or list(CASES)
+    chosen = [word.removeprefix("model=") for word in sys.argv[1:] if word.startswith("model=")]
+    names = [word for word in sys.argv[1:] if not word.startswith("model=")] or list(CASES)
     found = []
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        write_model(folder / "init")
-        measured("lora", folder)  # notes what a run imports: later ones begin with it
-        for name in names:
-            case = {"case": name, **predicted(name, folder), "measured_mb": measured(name, folder)}
-            case["off"] = case["predicted_mb"] / case["measured_mb"] - 1
-            if case["peer_mb"] is not None:
-                case["peer_off"] = case["peer_mb"] / case["measured_mb"] - 1
-            found.append(case)
-            pair = f"predicted {case['predicted_mb']:.1f} MB, measured {case['measured_mb']:.1f} MB"
-            print(f"{name:12} {pair}: {100 * case['off']:+.1f} %", flush=True)
+    for kind in chosen or MODELS:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            write_model(folder / "init", MODELS[kind])
+            measured("lora", kind, folder)  # notes what a run imports: later ones begin with it
+            found += [compared(name, kind, folder) for name in names]
     ours = 100 * max(abs(case["off"]) for case in found)
     theirs = [100 * abs(case["peer_off"]) for case in found if "peer_off" in case]
     peer = max(theirs, default=float("nan"))
@@ -68,19 +86,41 @@ def main() -> None:
     }))  # fmt: skip
 
 
-def write_model(folder: Path) -> None:
+def compared(name: str, kind: str, folder: Path) -> dict[str, Any]:
+    """One case: what was predicted, what was measured."""
+    case = {"model": kind, "case": name, **predicted(name, kind, folder),
+            "measured_mb": measured(name, kind, folder)}  # fmt: skip
+    case["off"] = case["predicted_mb"] / case["measured_mb"] - 1
+    if case["peer_mb"] is not None:
+        case["peer_off"] = case["peer_mb"] / case["measured_mb"] - 1
+    pair = f"predicted {case['predicted_mb']:.1f} MB, measured {case['measured_mb']:.1f} MB"
+    print(f"{kind} {name:12} {pair}: {100 * case['off']:+.1f} %", flush=True)
+    return case
+
+
+def write_model(folder: Path, model: Model) -> None:
     """A from-scratch backbone of the size to be measured."""
     from aqaa.backbone.initial import write_initial
-    from aqaa.backbone.loading import Ids
+    from aqaa.backbone.loading import Backbone, Ids
     from aqaa.backbone.step1 import Step1Config
     from aqaa.stream import StreamLayout
     from aqaa.text import TextTokenizer
     from aqaa.vocabulary import Vocabulary
 
-    text = TextTokenizer.train_words([f"word{i}" for i in range(2000)])
+    text = TextTokenizer.train_words([f"word{i}" for i in range(model.text_tokens)])
     ids = Ids(text, Vocabulary(text.size), StreamLayout(), "")
-    config = Step1Config(vocab_size=ids.vocabulary.rows, **SIZES)
-    write_initial(folder, config=config, ids=ids)
+    sizes = {"vocab_size": ids.vocabulary.rows, "hidden_size": model.width,
+             "intermediate_size": model.inner, "num_hidden_layers": model.layers,
+             "num_attention_heads": model.heads}  # fmt: skip
+    if model.family == "step1":
+        config = Step1Config(num_attention_groups=model.groups, **sizes)
+        write_initial(folder, config=config, ids=ids)
+        return
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    head = {"num_key_value_heads": model.groups, "head_dim": model.width // model.heads}
+    config = Qwen3Config(**sizes, **head, tie_word_embeddings=True)
+    Backbone(Qwen3ForCausalLM(config), ids).save(folder)
 
 
 def words(name: str, folder: Path) -> list[str]:
@@ -89,7 +129,7 @@ def words(name: str, folder: Path) -> list[str]:
             f"parents.model={folder}/init", *CASES[name]]  # fmt: skip
 
 
-def predicted(name: str, folder: Path) -> dict[str, Any]:
+def predicted(name: str, kind: str, folder: Path) -> dict[str, Any]:
     """The plan's peak, its parts, and DeepSpeed's estimate."""
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as third
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as second
@@ -100,8 +140,8 @@ def predicted(name: str, folder: Path) -> dict[str, Any]:
     from aqaa.runtime.planner_time import Hardware
 
     gpu: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "gpu" / "cpu.yaml"))
-    plan = make_plan("sft", words(name, folder), gpu=Hardware(**gpu), rows=ROWS,
-                     row_tokens=ROW_TOKENS)  # fmt: skip
+    plan = make_plan("sft", words(name, folder), gpu=Hardware(**gpu), rows=MODELS[kind].rows,
+                     row_tokens=MODELS[kind].row_tokens)  # fmt: skip
     trained, peer = plan.shape.whole.trainable, None
     if plan.place.stage == 2:
         peer = second(trained, num_gpus_per_node=RANKS, cpu_offload=False)[1]
@@ -116,7 +156,7 @@ def predicted(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def measured(name: str, folder: Path) -> float:
+def measured(name: str, kind: str, folder: Path) -> float:
     """Megabytes a rank rises over its bare process, the larger of the two."""
     env = {
         **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore",
@@ -124,7 +164,8 @@ def measured(name: str, folder: Path) -> float:
         "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536",
     }  # fmt: skip
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-              f"--nproc-per-node={RANKS}", __file__, "--rank", name, str(folder)]  # fmt: skip
+              f"--nproc-per-node={RANKS}", __file__, "--rank", name, kind,
+              str(folder)]  # fmt: skip
     done = subprocess.run(launch, env=env, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{name} did not run:\n{done.stderr[:4000]}")
@@ -132,7 +173,7 @@ def measured(name: str, folder: Path) -> float:
     return max(peaks)
 
 
-def rank_of_a_case(name: str, folder: Path) -> None:
+def rank_of_a_case(name: str, kind: str, folder: Path) -> None:
     """One rank: train a few steps and note how far memory rose."""
     from aqaa.audio.torchaudio_shim import ensure
 
@@ -159,7 +200,7 @@ def rank_of_a_case(name: str, folder: Path) -> None:
     bare_mb, files_mb = status_mb("VmRSS"), [status_mb("RssFile")]
     stage = instantiate(cfg.stage, _convert_="all")
     trainer = instantiate(cfg.trainer)(logger=False, callbacks=[Watch()])
-    data = DataModule(random_rows(), accumulate=cfg.trainer.accumulate_grad_batches)
+    data = DataModule(random_rows(MODELS[kind]), accumulate=cfg.trainer.accumulate_grad_batches)
     trainer.fit(stage, data)
     # Pages of files, the weights' and libraries', are the system's to drop: they do not count.
     rose = status_mb("VmHWM") - bare_mb - (max(files_mb) - files_mb[0])
@@ -175,7 +216,7 @@ def import_what_runs_import(folder: Path) -> None:
                 importlib.import_module(name)
 
 
-def random_rows() -> Any:
+def random_rows(model: Model) -> Any:
     """A source of random ids, every position supervised."""
     import torch
 
@@ -186,12 +227,12 @@ def random_rows() -> Any:
 
     def batch(step: int) -> Any:
         rows = known["ids"].layout.slot_ids(Slot.TEXT, known["ids"].vocabulary)
-        shape = (ROWS, ROW_TOKENS)
+        shape = (model.rows, model.row_tokens)
         drawn = torch.tensor(rows)[torch.randint(0, len(rows), shape)]
         fields = {"task": "toy", "input_ids": drawn, "targets": drawn,
                   "slots": torch.full(shape, int(Slot.TEXT)),
                   "sources": torch.zeros(shape, dtype=torch.long),
-                  "position_ids": torch.arange(ROW_TOKENS).expand(shape)}  # fmt: skip
+                  "position_ids": torch.arange(model.row_tokens).expand(shape)}  # fmt: skip
         return TokenBatch(**fields)
 
     return SimpleNamespace(
@@ -209,6 +250,6 @@ def status_mb(key: str) -> float:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--rank"]:
-        rank_of_a_case(sys.argv[2], Path(sys.argv[3]))
+        rank_of_a_case(sys.argv[2], sys.argv[3], Path(sys.argv[4]))
     else:
         main()

@@ -47,6 +47,7 @@ while step < 8:
     assert x[1] == 3.0
     if x[0]:
         distributed.destroy_process_group()  # or its threads may abort the interpreter's end
+        time.sleep(60 * rank)  # the second is a moment later, and never gets to say 75
         sys.exit(75)
     step += 1
     if rank == 0:
@@ -64,6 +65,25 @@ if "--cfg" in sys.argv:
 print("words:", *sys.argv[1:])
 sys.exit(1)
 """
+HOPELESS = """
+import os, sys, time
+
+from aqaa.errors import UsageError
+import aqaa.cli
+
+if "--cfg" in sys.argv:
+    sys.exit(0)
+if os.environ["SLURM_PROCID"] == "1":
+    time.sleep(600)
+
+def fail(words):
+    error = UsageError("no other try would help")
+    error.code = int(os.environ["CODE"])
+    raise error
+
+aqaa.cli._dispatch = fail
+sys.exit(aqaa.cli.main())
+"""
 
 
 @pytest.fixture
@@ -71,6 +91,7 @@ def launch(cluster: Cluster) -> Cluster:
     """The cluster with the launcher and its worker in place."""
     shutil.copytree(ROOT / "slurm", cluster.folder / "slurm")
     cluster.env["AQAA"] = str(executable(cluster.folder / "bin" / "aqaa", WORKER))
+    cluster.env["PYTHONPATH"] = str(ROOT)
     return cluster
 
 
@@ -87,15 +108,17 @@ def test_the_scripts_are_valid(script: Path) -> None:
     subprocess.run([shellcheck, str(script)], check=True)
 
 
-def test_making_room_saves_and_queues_again(launch: Cluster) -> None:
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_making_room_saves_and_queues_again(number: int, launch: Cluster) -> None:
     job = launch.start("slurm/launch.sh", "sft", "trainer=gloo", STEP_S="0.3")
     deadline = time.monotonic() + 200
     while len(steps(launch)) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
-    job.send_signal(signal.SIGTERM)
+    job.send_signal(number)
     said, _ = job.communicate(timeout=120)
     assert job.returncode == 0, said
     assert launch.log[-1] == f"scontrol requeue {launch.env['SLURM_JOB_ID']}", said
+    assert "the step ended with code 137 after" in said and "try 1" not in said
     assert 2 <= len(steps(launch)) < STEPS
     again = launch.start("slurm/launch.sh", "sft", "trainer=gloo", SLURM_RESTART_COUNT="1")
     said, _ = again.communicate(timeout=240)
@@ -116,6 +139,17 @@ def test_wrong_use_ends_at_once(launch: Cluster, words: tuple[str, ...], sentenc
     said, _ = job.communicate(timeout=60)
     assert job.returncode == 2 and sentence in said
     assert "try 1" not in said and not [line for line in launch.log if "requeue" in line]
+
+
+def test_a_rank_that_ends_alone_is_heard(launch: Cluster) -> None:
+    """Its code is not srun's, which is that of the killed one; another try would end alike."""
+    launch.env["AQAA"] = str(executable(launch.folder / "bin" / "hopeless", HOPELESS))
+    for code in ("2", "65"):
+        job = launch.start("slurm/launch.sh", "sft", CODE=code)
+        said, _ = job.communicate(timeout=60)
+        assert job.returncode == int(code), said
+        assert "try 1" not in said and not [line for line in launch.log if "requeue" in line]
+    assert not list(launch.folder.glob(".aqaa-verdict*"))
 
 
 def test_it_gives_up_after_so_many_tries(launch: Cluster) -> None:

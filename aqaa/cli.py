@@ -24,8 +24,8 @@ _FLAGS = ("--help", "--cfg")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
-    0 done, 1 failed, 2 wrong use, 65 a loss that is no number, 75 stopped by SIGUSR1 or SIGTERM with
-    its state saved (run it again), 130 stopped by Ctrl-C. The watchdog ends a process with 70.
+    0 done, 1 failed, 2 wrong use, 65 a loss or gradient that is no number, 75 stopped by SIGUSR1 or
+    SIGTERM with its state saved (run it again), 130 stopped by Ctrl-C; a hang ends with 70.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:

@@ -23,7 +23,7 @@ _PADDED_TOKENS = 4096  # of a row that is not packed; its true length depends on
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that was found out about one training."""
+    """Everything that was found out about one training; ``overrides`` are what it is to be told."""
 
     verb: str
     overrides: tuple[str, ...]
@@ -130,12 +130,22 @@ def plan(
         tokens=tokens,
     )  # fmt: skip
     refuse_what_does_not_fit(found)
+    if out is not None and {rows, row_tokens} != {None} and not _told(found):
+        raise UsageError(
+            f"out={out} would train other rows than rows= and row_tokens= plan: the data of {verb} "
+            f"are not packed here, so leave both out, or pack them by data.row_tokens=N"
+        )
     if as_json:
         print(json.dumps(found.record()))
     else:
         show(found)
     if out is not None:
         write_sbatch(found, Path(out))
+
+
+def _told(plan: Plan) -> bool:
+    """Whether a training can be told what rows it was planned with."""
+    return any(word.startswith(("data.rows=", "data.row_tokens=")) for word in plan.overrides)
 
 
 def make_plan(
@@ -160,7 +170,8 @@ def make_plan(
         raise UsageError(f"{verb} cannot be planned: there are {', '.join(PLANNED)}")
     cfg = compose(verb, _placed(overrides, nodes, gpus_per_node))
     bind_targets(cfg)
-    for name, value in {"rows": rows, "row_tokens": row_tokens, "table_rows": table_rows}.items():
+    counts = {"rows": rows, "row_tokens": row_tokens, "table_rows": table_rows, "tokens": tokens}
+    for name, value in counts.items():
         if value is not None and value < 1:
             raise UsageError(f"{name}={value}: there must be one at least")
     place = placement(cfg, rows=rows, row_tokens=row_tokens)
@@ -174,9 +185,11 @@ def make_plan(
     per_node = int(cfg.trainer.devices)
     time = timing(shape, place, gpu, gpus_per_node=per_node)
     steps = int(cfg.run.steps) if tokens is None else math.ceil(tokens / time.step_tokens)
+    told = {"data.rows": rows, "data.row_tokens": row_tokens} if cfg.data.get("row_tokens") else {}
+    told["run.steps"] = None if tokens is None else steps
     return Plan(
         verb=verb,
-        overrides=tuple(overrides),
+        overrides=(*overrides, *(f"{name}={n}" for name, n in told.items() if n is not None)),
         shape=shape,
         place=place,
         gpu=gpu,

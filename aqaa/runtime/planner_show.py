@@ -90,6 +90,8 @@ def write_sbatch(plan: Plan, path: Path) -> None:
         f"# Planned: {plan.timing.tokens_per_s:,.0f} ids a second, {plan.hours:,.1f} h in all, "
         f"{size(plan.memory.peak)} of {size(plan.gpu.usable_bytes)} a rank, "
         f"limited by {plan.timing.limit}.",
+        f"# The backbone that parents.model names has to have {plan.shape.whole.parameters:,} "
+        "parameters, an adapter counted.",
         f"exec bash slurm/launch.sh {words}",
     ]
     write_text(path, "\n".join(lines) + "\n")

@@ -147,6 +147,7 @@ def test_what_cannot_fit_is_refused_with_the_nearest_that_can() -> None:
         (["sft", "preset=paper/sft_1"], "does not exist yet, so its size is not known"),
         (["sft", "preset=paper/sft_1", "backbone=step1_3b", "nodes=0"], "trainer.num_nodes=0"),
         (["sft", "preset=paper/sft_1", "backbone=step1_3b", "rows=0"], "rows=0"),
+        (["sft", "preset=paper/sft_1", "backbone=step1_3b", "tokens=-5"], "tokens=-5"),
         (["sft", "optmi.lr=1"], "sft has no key optmi.lr: the nearest is optim.lr"),
         (["sft", "gpu=h1000"], "gpu has no option h1000"),
         ([], "plan needs verb="),
@@ -177,7 +178,34 @@ def test_the_table_and_the_sbatch_file(
     assert "exec bash slurm/launch.sh sft preset=paper/sft_1" in text
     run = text.splitlines()[-1].replace("exec bash slurm/launch.sh", "printf '%s\\n'")
     given = subprocess.run(["bash", "-c", run], capture_output=True, text=True, check=True).stdout
-    assert given.splitlines() == ["sft", "preset=paper/sft_1", SLIM, "run.name='it is'"], ask
+    words = ["sft", "preset=paper/sft_1", SLIM, "run.name='it is'", "data.rows=1"]
+    assert given.splitlines() == words, ask
+
+
+def test_the_file_trains_what_was_planned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = tmp_path / "job.sh"
+    words = ["sft", "preset=paper/sft_1", "backbone=step1_3b", "rows=2", "row_tokens=4096"]
+    assert cli.main(["plan", *words, "tokens=1e9", f"out={job}", "as_json=true"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    verb, *told = job.read_text().splitlines()[-1].partition("launch.sh ")[2].split()
+    assert "3,529,706,496 parameters" in job.read_text()
+    again = make_plan(
+        verb, told, gpu=Hardware(**yaml("gpu/h100-80")), backbone=yaml("backbone/step1_3b")
+    )
+    assert (again.place.rows, again.place.row_tokens) == (2, 4096)
+    assert again.record() == planned and again.steps != 4000
+
+
+def test_rows_that_a_training_cannot_be_told_are_not_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["dpo", "preset=paper/dpo", "backbone=step1_3b", "rows=2"]
+    assert cli.main(["plan", *words, "as_json=true"]) == 0  # to look at
+    assert cli.main(["plan", *words, f"out={tmp_path / 'job.sh'}"]) == 2
+    assert "would train other rows" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_refused_plan_writes_no_file(tmp_path: Path) -> None:

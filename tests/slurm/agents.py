@@ -1,9 +1,9 @@
 """srun as a stand-in: a torchrun agent with its rank on each node, and all nodes are this machine.
 
-As under Slurm with --kill-on-bad-exit=1, a task that ends with anything but 0 has the step and every
-process below it killed, also those whose parent is gone; USR1 reaches every process of the step, of
-which agents take no notice; TERM to srun itself is an order to kill. The process ids of the agents
-stand in ``agents.json`` beside the log.
+As under Slurm with --kill-on-bad-exit=1, a task that ends with anything but 0 has every process of
+the step killed, also those whose parent is gone; USR1 reaches every process of the step, of which
+agents take no notice; TERM to srun itself is an order to kill. The process ids of the agents stand
+in ``agents.json`` beside the log.
 """
 
 import ctypes

@@ -150,3 +150,15 @@ def test_the_scheduler_moves_every_group() -> None:
             assert group["lr"] == pytest.approx(settings.factor(step, 8) * (5 if table else 1))
         optimizer.step()
         scheduler.step()  # type: ignore[union-attr]
+
+
+def test_gradients_are_clipped_in_mixed_precision_too() -> None:
+    # What trainer=gpu does, where whole copies are trained.
+    from lightning.pytorch.plugins.precision import MixedPrecision
+
+    net = nn.Linear(2, 1, bias=False)
+    optimizer = OptimizerSettings(lr=0.5).build(net, 10)["optimizer"]
+    net(torch.tensor([3.0, 4.0])).backward()
+    MixedPrecision("bf16-mixed", "cpu").clip_gradients(optimizer, 1.0)
+    torch.testing.assert_close(net.weight.grad, torch.tensor([[0.6, 0.8]]))
+    optimizer.step()

@@ -10,7 +10,7 @@ class UsageError(ValueError):
 
 
 class NotANumber(UsageError):
-    """A loss or gradient is NaN or Inf: told alike, but a GPU may be at fault, so it ends with 65."""
+    """A loss or gradient is NaN or Inf: told alike, but a GPU may be at fault, hence 65."""
 
     code = 65  # sysexits' "data error"
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer
 
 _LENGTH_JITTER_TOKENS = 6.0
 _NEIGHBOURS = 8
+_KEPT_DOCUMENTS = 1 << 14  # encoded ones, for the next epoch: some hundred bytes to a few kB each
 _STYLE_WORDS = {style.name: style.words for style in STYLES}
 
 
@@ -110,32 +112,32 @@ TASKS: dict[str, Callable[[Material], Dialogue]] = {
 class Materials:
     """Rows of one split with their codes, as turns: one question and its answer a row.
 
-    A row's system message, ``loss`` and ``weight`` are not read: the task decides what is learned.
+    Codes stay in the store until a row is asked for, and are not kept: as Python's numbers they
+    take nine times the room of its files. A row's system message, ``loss`` and ``weight`` are not
+    read: the task decides what is learned.
     """
 
     def __init__(self, corpus: Corpus, store: TokenStore, split: str) -> None:
-        self._items = [self._build(row, store, split) for row in corpus.rows(split)]
-
-    @staticmethod
-    def _build(row: dict[str, Any], store: TokenStore, split: str) -> Material:
-        asked = sum(message["role"] in ("user", "human") for message in row["messages"])
-        if asked != 1:
-            raise UsageError(
-                f"row {row['id']} of {split}.jsonl has {asked} user messages: only dialogues of "
-                f"one question and one answer can be trained on"
-            )
-        question = Turn("human", speech=[store[f"{split}/{row['id']}"]])
-        spoken = store[f"answers/{row['meta']['answer_id']}"]
-        return Material(row, question, Turn("assistant", answer_text(row), [spoken], loss=True))
+        self._rows, self._store, self._split = corpus.rows(split), store, split
+        for row in self._rows:
+            asked = sum(message["role"] in ("user", "human") for message in row["messages"])
+            if asked != 1:
+                raise UsageError(
+                    f"row {row['id']} of {split}.jsonl has {asked} user messages: only dialogues "
+                    f"of one question and one answer can be trained on"
+                )
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._rows)
 
     def __getitem__(self, place: int) -> Material:
-        return self._items[place]
+        row = self._rows[place]
+        question = Turn("human", speech=[self._store[f"{self._split}/{row['id']}"]])
+        spoken = self._store[f"answers/{row['meta']['answer_id']}"]
+        return Material(row, question, Turn("assistant", answer_text(row), [spoken], loss=True))
 
     def __iter__(self) -> Iterator[Material]:
-        return iter(self._items)
+        return map(self.__getitem__, range(len(self)))
 
 
 class DialogueBatches:
@@ -189,7 +191,7 @@ class DialogueBatches:
         self._seed = seed
         self._plan = draws(self._shares, steps, seed)
         self._ids: Ids | None = None
-        self._cache: dict[tuple[str, int], Document] = {}
+        self._document = lru_cache(maxsize=_KEPT_DOCUMENTS)(self._encoded)
 
     def bind(self, ids: Ids) -> None:
         """Use the ids of the backbone that is trained; its audio ids must be this store's codes."""
@@ -320,11 +322,8 @@ class DialogueBatches:
         starts = range(0, len(full), self._rows)
         return [packed(full[i : i + self._rows], self._row_tokens, pad=pad) for i in starts]
 
-    def _document(self, task: str, row: int) -> Document:
-        key = (task, row)
-        if key not in self._cache:
-            self._cache[key] = self._encode(task, self._train[row])
-        return self._cache[key]
+    def _encoded(self, task: str, row: int) -> Document:
+        return self._encode(task, self._train[row])
 
     def _encode(self, task: str, material: Material) -> Document:
         ids = self.ids

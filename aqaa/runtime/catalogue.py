@@ -157,6 +157,9 @@ def nearest(name: str, candidates: list[str]) -> str | None:
     for candidate in candidates:
         if _tail(candidate) == tail:
             return candidate
+    begun = [candidate for candidate in candidates if candidate.startswith(name)]
+    if len(begun) == 1:
+        return begun[0]
     if close := difflib.get_close_matches(name, candidates, n=1, cutoff=0.6):
         return close[0]
     tails = {_tail(candidate): candidate for candidate in reversed(candidates)}

@@ -165,11 +165,13 @@ def make_plan(
     """The plan, whether it fits or not; arguments as of :func:`plan`."""
     from aqaa.backbone import shape as sizes
     from aqaa.runtime.compose import bind_targets, compose
+    from aqaa.runtime.run import check_trainer
 
     if verb not in PLANNED:
         raise UsageError(f"{verb} cannot be planned: there are {', '.join(PLANNED)}")
     cfg = compose(verb, _placed(overrides, nodes, gpus_per_node))
     bind_targets(cfg)
+    check_trainer(cfg.trainer)
     counts = {"rows": rows, "row_tokens": row_tokens, "table_rows": table_rows, "tokens": tokens}
     for name, value in counts.items():
         if value is not None and value < 1:
@@ -312,13 +314,9 @@ def _rows(cfg: Any) -> int:
 
 
 def _zero(strategy: Any) -> dict[str, Any]:
-    """Stage, buckets and offload of a trainer's strategy, named or spelled out."""
+    """Stage, buckets and offload of a trainer's strategy; one by name trains whole copies."""
     if isinstance(strategy, str):
-        if not strategy.startswith("deepspeed"):
-            return {"stage": 0}
-        digits = [int(c) for c in strategy if c.isdigit()]
-        host = strategy.endswith("offload")
-        return {"stage": digits[0] if digits else 2, "offload_optimizer": host}
+        return {"stage": 0}
     offload = strategy.get("offload", "none")
     return {
         "stage": int(strategy.stage),

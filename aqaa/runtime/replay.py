@@ -118,8 +118,14 @@ def _source(run: Path, settings: dict[str, Any]) -> Any:
     target = told.pop("_target_", None)
     if target not in _SOURCES:
         raise UsageError(f"{run} trains from {target}: replay knows pretrain, sft and dpo")
-    source = _SOURCES[target](**told)
-    source.bind(Ids.load(settings["stage"]["model"]))
+    try:
+        source = _SOURCES[target](**told)
+        model = settings["stage"]["model"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{run / 'config.yaml'} does not hold the settings of this version: {error}"
+        ) from None
+    source.bind(Ids.load(model))
     return source
 
 

@@ -26,6 +26,9 @@ _PLACE = (
 # Of the trainer: how many processes and of what kind, and what each of them counts for itself.
 _RANKS = ("accelerator", "devices", "num_nodes", "strategy")
 _PER_RANK = ("accumulate_grad_batches", "val_check_interval")
+# Strategies by name: all train whole copies. Lightning's sharded ones divide the gradients of
+# several batches twice, build other weights than one process has, and save in files of their own.
+_NAMED_STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 
 
 def train(verb: str, cfg: DictConfig) -> Path:
@@ -45,6 +48,7 @@ def train(verb: str, cfg: DictConfig) -> Path:
     """
     _check_parents(cfg)
     bind_targets(cfg)
+    check_trainer(cfg.trainer)
     out = Path(cfg.run.out)
     parents: dict[str, lineage.Parent] = {}  # looked up by rank 0 alone
     if launch.decided(lambda: _begin(cfg, out, parents)):
@@ -102,6 +106,21 @@ def _check_parents(cfg: DictConfig) -> None:
                 f"{key}={cfg[section][name]} is not parents.{name}={cfg.parents.get(name)}: "
                 f"set parents.{name} and leave {key} alone"
             )
+
+
+def check_trainer(trainer: Any) -> None:
+    """Refuse what Lightning would take and then do wrongly, or end in the middle of."""
+    named = trainer.strategy
+    if isinstance(named, str) and named not in _NAMED_STRATEGIES:
+        raise UsageError(
+            f"trainer.strategy={named} is none of {', '.join(_NAMED_STRATEGIES)}: for shards say "
+            f"trainer=zero3_nodes or trainer=gloo, with trainer.strategy.stage=1, 2 or 3"
+        )
+    if trainer.accumulate_grad_batches < 1:
+        raise UsageError(
+            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: a step takes one "
+            f"batch at least"
+        )
 
 
 def _finished(out: Path, made_of: str) -> bool:
@@ -181,6 +200,7 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
     import lightning.pytorch as pl
     import torch
     from hydra.utils import instantiate
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from aqaa.backbone.loading import shape_of
     from aqaa.data.module import DataModule
@@ -207,16 +227,22 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
     files = StateFiles(keep=cfg.run.keep_states)
     saver = SaveState(files=files, folder=states, every_s=cfg.run.save_every_s)
     more = [instantiate(cfg.log.logger)] if cfg.log.get("logger") else []
-    trainer = instantiate(cfg.trainer)(
-        logger=[MetricsFile(folder=out), *more],
-        callbacks=[
-            saver,
-            ShowProgress(name=cfg.run.name),
-            StopOnNonFinite(run=out),
-            Watchdog(run=out, after_s=cfg.run.hang_after_s),
-        ],
-        plugins=[files],
-    )
+    callbacks = [
+        saver,
+        ShowProgress(name=cfg.run.name),
+        StopOnNonFinite(run=out),
+        Watchdog(run=out, after_s=cfg.run.hang_after_s),
+    ]
+    try:
+        trainer = instantiate(cfg.trainer)(
+            logger=[MetricsFile(folder=out), *more], callbacks=callbacks, plugins=[files]
+        )
+    except (MisconfigurationException, ValueError) as error:  # no GPU here, an unknown precision
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"this machine or Lightning has no trainer of accelerator={cfg.trainer.accelerator} "
+            f"devices={cfg.trainer.devices} precision={cfg.trainer.precision}: {reason}"
+        ) from error
     try:
         trainer.fit(stage, data, ckpt_path=states if saved_states(states) else None)
     except StopRequested as stop:

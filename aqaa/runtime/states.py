@@ -37,8 +37,15 @@ def saved_states(folder: Path) -> list[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Name and remove what a cut run had begun to write; for rank 0, before training starts."""
+    """Name and remove what a cut run had begun to write; for rank 0, before training starts.
+
+    A state that was to be replaced, and was not, gets its name back.
+    """
     for path in sorted(folder.glob(".step_*")):
+        place = path.with_name(path.stem[1:])
+        if path.suffix == ".before" and not place.exists():  # cut between the two names of seal
+            os.replace(path, place)
+            continue
         if path.suffix == ".writing":
             print(f"{path} was cut while it was written: not used", file=sys.stderr, flush=True)
         shutil.rmtree(path, ignore_errors=True)
@@ -77,7 +84,7 @@ def seal(temporary: Path, path: Path, lines: list[str]) -> None:
     write_synced(temporary / MANIFEST, "".join(f"{line}\n" for line in lines))
     _sync_folder(temporary)
     if path.exists():  # the same step again, after a resume: the same bytes
-        gone = path.with_name(f".{path.name}.old")
+        gone = path.with_name(f".{path.name}.before")
         os.replace(path, gone)
         os.replace(temporary, path)
         shutil.rmtree(gone, ignore_errors=True)

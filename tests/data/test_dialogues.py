@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from aqaa.backbone.loading import Ids
+from aqaa.data import dialogues
 from aqaa.data.collate import TokenBatch
 from aqaa.data.corpus import Corpus, answer_text, question_part
 from aqaa.data.dialogues import TASKS, DialogueBatches, Materials, nearest_codes
@@ -176,6 +177,29 @@ def test_rows_of_several_questions_are_refused(chain: Chain) -> None:
     with pytest.raises(UsageError, match=f"row {row['id']} of train.jsonl has 2 user") as caught:
         Materials(corpus, store, "train")
     assert "\n" not in str(caught.value)
+
+
+def test_codes_stay_in_the_store_until_they_are_asked_for(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    plain = TokenStore.__getitem__
+    monkeypatch.setattr(TokenStore, "__getitem__", lambda s, k: read.append(k) or plain(s, k))
+    rows = Materials(Corpus(chain / "corpus"), TokenStore(chain / "tokens"), "train")
+    assert len(rows) > 50 and not read
+    asked = rows[3]
+    wanted = [f"train/{asked.row['id']}", f"answers/{asked.row['meta']['answer_id']}"]
+    assert rows[3] == asked and read == wanted * 2
+
+
+def test_a_few_documents_are_kept_and_change_nothing(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = [source(chain, "aqtaa", 0.5).batch(step).input_ids for step in range(6)]
+    monkeypatch.setattr(dialogues, "_KEPT_DOCUMENTS", 3)
+    made = source(chain, "aqtaa", 0.5)
+    assert all(made.batch(step).input_ids.equal(ids) for step, ids in enumerate(wanted))
+    assert made._document.cache_info().currsize == 3
 
 
 def test_mixtures_that_make_no_sense(chain: Chain, tmp_path: Path) -> None:

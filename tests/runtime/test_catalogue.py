@@ -56,6 +56,7 @@ def test_the_nearest_name() -> None:
     assert catalogue.nearest("optim.wieght_decay", names) == "optim.weight_decay"
     assert catalogue.nearest("sede", names) == "run.seed"
     assert catalogue.nearest("zzzzzz", names) is None
+    assert catalogue.nearest("h100", ["a100-80", "h100-80", "h200"]) == "h100-80"
 
 
 def test_broken_yaml_is_named(conf: Path) -> None:

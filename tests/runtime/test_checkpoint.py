@@ -1,5 +1,6 @@
 """A saved state is whole or not used: one wrong byte is found, and the state before it taken."""
 
+import os
 import random
 import shutil
 import signal
@@ -199,6 +200,27 @@ def test_what_a_killed_run_had_begun_is_named_and_swept(
     assert names(tmp_path) == ["step_00000003"]
     said = capsys.readouterr().err
     assert "step_00000004.writing was cut while it was written" in said and said.count("\n") == 1
+
+
+def test_a_state_cut_while_it_was_replaced_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, real = saved(tmp_path, 3), os.replace
+
+    def cut(source: Path, target: Path) -> None:
+        if source.suffix == ".writing":
+            raise KeyboardInterrupt  # as good as a power cut: nothing is put right behind it
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", cut)
+    files.save_checkpoint(state(3), step_folder(tmp_path, 3))
+    with pytest.raises(KeyboardInterrupt):
+        files.writer.wait()
+    monkeypatch.undo()
+    assert not saved_states(tmp_path)
+    sweep(tmp_path)
+    assert names(tmp_path) == ["step_00000003"]
+    assert_state(files.load_checkpoint(tmp_path), 3)
 
 
 # ---- in a training: dropout, so that the generators count

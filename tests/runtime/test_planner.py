@@ -10,6 +10,7 @@ import pytest
 from aqaa import cli
 from aqaa.errors import UsageError
 from aqaa.runtime.catalogue import conf_dir, fitting
+from aqaa.runtime.compose import compose
 from aqaa.runtime.planner import PLANNED, Plan, make_plan, nearest_fit, refuse_what_does_not_fit
 from aqaa.runtime.planner_memory import state_bytes
 from aqaa.runtime.planner_time import Hardware
@@ -52,6 +53,8 @@ def test_every_preset_of_the_paper_is_planned_at_its_full_size(
     assert (found["nodes"], found["gpus_per_node"], found["zero_stage"]) == (16, 8, 3)
     assert found["peak_bytes"] < found["usable_bytes"] and found["limit"] in ("network", "compute")
     assert 0.1 < found["mfu"] < 0.6 and found["hours"] > 0
+    every_s = compose(verb, [f"preset={preset}"]).run.save_every_s
+    assert found["checkpoint_s"] < 0.02 * every_s  # the disk is not ours alone
 
 
 def test_the_states_of_130b() -> None:
@@ -148,6 +151,7 @@ def test_what_cannot_fit_is_refused_with_the_nearest_that_can() -> None:
         (["sft", "preset=paper/sft_1", "backbone=step1_3b", "nodes=0"], "trainer.num_nodes=0"),
         (["sft", "preset=paper/sft_1", "backbone=step1_3b", "rows=0"], "rows=0"),
         (["sft", "preset=paper/sft_1", "backbone=step1_3b", "tokens=-5"], "tokens=-5"),
+        (["sft", "preset=walkthrough/sft_1", "trainer.strategy=fsdp"], "trainer.strategy=fsdp is"),
         (["sft", "optmi.lr=1"], "sft has no key optmi.lr: the nearest is optim.lr"),
         (["sft", "gpu=h1000"], "gpu has no option h1000"),
         ([], "plan needs verb="),

@@ -105,6 +105,13 @@ def test_errors_of_use(chain: Chain, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("data: [")
     with pytest.raises(UsageError, match="config.yaml is damaged: "):
         replay(source=str(tmp_path), step=0)
+    for data in ("bogus: 1", f"corpus: {chain}/corpus, tokens: {chain}/tokens, tasks: {{}}"):
+        (tmp_path / "config.yaml").write_text(
+            f"data: {{_target_: aqaa.data.dialogues.DialogueBatches, {data}}}\n"
+            "stage: {}\ntrainer: {}\n"
+        )
+        with pytest.raises(UsageError, match="does not hold the settings of this version: "):
+            replay(source=str(tmp_path), step=0)
     with pytest.raises(UsageError, match="step=-1 must be 0 or more"):
         replay(source=str(chain / "sft_1"), step=-1)
     with pytest.raises(UsageError, match="replay knows pretrain, sft and dpo"):

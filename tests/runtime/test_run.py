@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from aqaa.errors import UsageError
 from aqaa.storage import (
@@ -343,10 +344,28 @@ def test_a_config_that_does_not_fit_is_refused_before_anything_is_made(
         ("+stage.betta=1", "stage.betta does not fit: aqaa.stages.vocoder.Waveform takes"),
         ("stage._target_=os.system", "stage._target_ = os.system is refused"),
         ("vocoder.blocks=many", "vocoder.blocks = 'many' does not fit: it must be int"),
+        ("trainer.strategy=deepspeed_stage_3", "for shards say trainer=zero3_nodes"),
+        ("trainer.accumulate_grad_batches=0", "accumulate_grad_batches=0: a step takes one batch"),
     ):
         with pytest.raises(UsageError, match=sentence):
             train(chain.words("vocoder_waveform", tmp_path, more))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ("trainer=gpu", "no trainer of accelerator=gpu devices=1 precision=bf16-mixed: No support"),
+        ("trainer.precision=7", "precision=7: Precision 7 is invalid"),
+    ],
+)
+def test_a_trainer_that_is_not_to_be_had_is_one_sentence(
+    more: str, sentence: str, chain: Chain, tmp_path: Path
+) -> None:
+    if more == "trainer=gpu" and torch.cuda.is_available():
+        pytest.skip("here it is to be had")
+    with pytest.raises(UsageError, match=sentence):
+        train(chain.words("vocoder_waveform", tmp_path, more))
 
 
 # ---- debugging

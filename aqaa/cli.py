@@ -24,8 +24,8 @@ _FLAGS = ("--help", "--cfg")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
-    0 done, 1 failed, 2 wrong use, 75 stopped by SIGUSR1 or SIGTERM with its state saved (run it
-    again), 130 stopped by Ctrl-C.
+    0 done, 1 failed, 2 wrong use, 65 a loss or gradient that is no number, 75 stopped by SIGUSR1 or
+    SIGTERM with its state saved (run it again), 130 stopped by Ctrl-C; a hang ends with 70.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -52,7 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if _debugging():
             traceback.print_exc()
         print(f"aqaa: {' '.join(str(cause).split())}", file=sys.stderr)
-        return 2
+        _tell_launcher(cause.code)
+        return cause.code
+
+
+def _tell_launcher(code: int) -> None:
+    """Leave the code where a launcher looks: srun reports that of the ranks it then kills."""
+    if path := os.environ.get("AQAA_VERDICT"):
+        with open(path, "a", encoding="utf-8") as file:
+            print(code, file=file)
 
 
 def _dispatch(words: list[str]) -> int:

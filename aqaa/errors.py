@@ -1,8 +1,18 @@
 """How a command ends early: the one error of use, and the stop that asks to be run again."""
 
+from typing import ClassVar
+
 
 class UsageError(ValueError):
     """Input, a file or an option is unusable; the command line prints it alone and exits with 2."""
+
+    code: ClassVar[int] = 2
+
+
+class NotANumber(UsageError):
+    """A loss or gradient is NaN or Inf: told alike, but a GPU may be at fault, hence 65."""
+
+    code = 65  # sysexits' "data error"
 
 
 class RunAgain(KeyboardInterrupt):

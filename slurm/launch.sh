@@ -21,10 +21,12 @@
 #
 # Nothing has to be said to go on: the same command resumes from its run folder.
 #   - Five minutes before the time is up (USR1), or when the job has to make room (TERM), every rank
-#     saves its state and exits with 75; the job is queued again and goes on. srun ends the slower
-#     ranks as soon as one has left, so what it returns after a signal is 75 or any other code.
+#     saves its state and exits with 75; the job is queued again and goes on. Once such a signal has
+#     come it is queued again whatever the step's code: srun takes 75 for a bad exit too, kills the
+#     ranks that are a moment later, and reports the highest code.
 #   - A rank that dies takes its step down; it is started again, AQAA_RESTARTS times (3).
-#   - A setting that does not fit ends the job at once.
+#   - What another try would meet again ends the job at once: a setting that does not fit (2), a
+#     loss that is no number (65). The rank says so in a file, for the same reason.
 # Tried with real trainings against stand-ins for srun and scontrol, not on a cluster yet.
 set -uo pipefail
 
@@ -77,57 +79,61 @@ if [ -n "${SLURM_JOB_NODELIST:-}" ]; then
   export MASTER_ADDR
 fi
 
-# Composed here first: what is wrong with the words is said once, before every rank says it.
-"$aqaa" "$stage" "${words[@]}" --cfg job >/dev/null || exit "$WRONG_USE"
+# The ranks' own word on an end that no other try would change.
+export AQAA_VERDICT="$PWD/.aqaa-verdict-${SLURM_JOB_ID:-$$}"
+trap 'rm -f "$AQAA_VERDICT"' EXIT
 
 child=""
 woken=""
-asked="" # by a signal to stop: kept, unlike woken
-# Slurm tells this shell; srun hands it on to the tasks, which save and end with RUN_AGAIN.
+signalled="" # stays: the signal comes once
+# Slurm tells this shell; srun hands USR1 on to the tasks, which save and end with RUN_AGAIN. Told
+# TERM itself, srun would kill them unsaved.
 # shellcheck disable=SC2329  # called by the traps
 forward() {
   woken=1
-  asked=1
+  signalled="$1"
   say "got $1"
-  [ -z "$child" ] || kill -s "$1" "$child" 2>/dev/null
+  [ -z "$child" ] || kill -s USR1 "$child" 2>/dev/null
 }
 trap 'forward USR1' USR1
 trap 'forward TERM' TERM
+
+# Composed here first: what is wrong with the words is said once, before every rank says it.
+"$aqaa" "$stage" "${words[@]}" --cfg job >/dev/null || exit "$WRONG_USE"
 
 code=0
 run_once() {
   # Another port for another try: the sockets of the one before may linger.
   export MASTER_PORT="$((20000 + (${SLURM_JOB_ID:-$$} + 7 * $1) % 20000))"
+  rm -f "$AQAA_VERDICT"
   srun --kill-on-bad-exit=1 "$aqaa" "$stage" "${words[@]}" &
   child=$!
   wait "$child"
   code=$?
-  local again
   while [ -n "$woken" ]; do # a signal ends `wait` before the tasks have ended
     woken=""
     wait "$child"
-    again=$?
-    [ "$again" -eq 127 ] || code=$again # 127: it had ended already
+    code=$?
   done
   child=""
+  [ ! -s "$AQAA_VERDICT" ] || code="$(head -n 1 "$AQAA_VERDICT")"
+}
+
+queue_again() {
+  say "${1}: job ${SLURM_JOB_ID:-?} is queued again"
+  scontrol requeue "${SLURM_JOB_ID:?no job to queue again}" || exit "$RUN_AGAIN"
+  exit 0
 }
 
 restarts="${AQAA_RESTARTS:-3}"
 for try in $(seq 0 "$restarts"); do
+  [ -z "$signalled" ] || queue_again "got $signalled between two tries"
   run_once "$try"
-  if [ -n "$asked" ] && [ "$code" -ne 0 ] && [ "$code" -ne "$WRONG_USE" ]; then
-    code="$RUN_AGAIN"
-  fi
-  case "$code" in
-    0) exit 0 ;;
-    "$WRONG_USE") exit "$WRONG_USE" ;;
-    "$RUN_AGAIN")
-      say "state saved: job ${SLURM_JOB_ID:-?} is queued again"
-      scontrol requeue "${SLURM_JOB_ID:?no job to queue again}" || exit "$RUN_AGAIN"
-      exit 0
-      ;;
-    *) say "the step ended with code $code (try $((try + 1)) of $((restarts + 1)))" ;;
-  esac
+  [ "$code" -ne 0 ] || exit 0
+  [ ! -s "$AQAA_VERDICT" ] || exit "$code"
+  [ "$code" -ne "$RUN_AGAIN" ] || queue_again "state saved"
+  [ -z "$signalled" ] || queue_again "the step ended with code $code after $signalled"
+  say "the step ended with code $code (try $((try + 1)) of $((restarts + 1)))"
   sleep "${AQAA_PAUSE_S:-10}"
 done
 exit "$code"

@@ -17,7 +17,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from aqaa.errors import UsageError
+from aqaa.errors import NotANumber, UsageError
 from aqaa.runtime.dumps import Trouble, place, write_dump
 from aqaa.runtime.strategy import gradient_norm
 
@@ -78,7 +78,7 @@ class StopOnNonFinite(pl.Callback):
         assert self._place is not None
         found = replace(self._place, why=f"the {what} is {value}")
         folder = write_dump(self._run, found, self._batches)
-        raise UsageError(
+        raise NotANumber(
             f"{found.why} at step {found.step} in batch {_listed(found.batches)}, saved in "
             f"{folder}: lower optim.lr or look at the data"
         )

@@ -37,10 +37,12 @@ def decided(decide: Callable[[], bool]) -> bool:
     if not is_first():
         try:
             answer = store.get(key).decode()
+            if answer == "error":  # rank 0 says what is wrong; a launcher may kill it once we end
+                store.get(f"{key}/never")
         except RuntimeError:  # rank 0 is gone, and its store with it
             answer = "error"
         if answer == "error":
-            raise SystemExit(2)  # rank 0 says what is wrong
+            raise SystemExit(2)
         return answer == "True"
     try:
         answer = decide()

@@ -1,11 +1,20 @@
-"""The stages of the paper's presets, run once at 130B: real code, no weights, one of 128 ranks.
+"""The paper's presets at their full size: 130B parameters, 128 ranks, neither of which are here.
 
-Everything lives on the meta device. What a stage asks of values it gets the costliest answer to:
-every position carries loss, every test of a value says no.
+A stage runs once on the meta device: real code, no weights. What it asks of values it gets the
+costliest answer to: every position carries loss, every test of a value says no.
+
+What depends on the number of ranks is asked of 128: DeepSpeed's own engine, the shards we save, the
+order of the batches, the plan.
 """
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from math import ceil
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,9 +27,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from aqaa.backbone.loading import Backbone
 from aqaa.backbone.shape import build_meta, step1_config
 from aqaa.data.collate import TokenBatch
+from aqaa.data.module import DataModule
 from aqaa.data.preferences import PreferenceBatch
+from aqaa.runtime import checkpoint
+from aqaa.runtime.checkpoint import StateFiles, read_state
 from aqaa.runtime.compose import bind_targets, compose
+from aqaa.runtime.planner_memory import Placement, memory
+from aqaa.runtime.states import seal
+from aqaa.runtime.writer import Writer
 from aqaa.vocabulary import Vocabulary
+from tests.conftest import ROOT
+from tests.runtime.many_ranks import network
 from tests.runtime.test_planner import PRESETS, yaml
 
 N, WIDTH, LAYERS = 131_946_590_208, 12288, 88
@@ -105,3 +122,113 @@ def test_the_stage_of_a_preset_runs_at_130b(
     gradients = {n: p.grad for n, p in stage.decoder.named_parameters()}
     assert sum(g.numel() for g in gradients.values() if g is not None) == N
     assert len(gradients) == 9 * LAYERS + 3
+
+
+# ---- what depends on the number of ranks
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    """What DeepSpeed's engine holds on three of 128 ranks, under a preset's strategy."""
+    path = tmp_path_factory.mktemp("engines") / "seen.json"
+    words = ["-m", "tests.runtime.many_ranks", path, RANKS, 0, 5, RANKS - 1]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, cwd=ROOT,
+        env=environment, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {int(rank): found for rank, found in json.loads(path.read_text()).items()}
+
+
+def test_deepspeed_counts_the_batches_of_128_ranks(engines: dict[int, dict[str, Any]]) -> None:
+    cfg = compose("sft", ["preset=paper/sft_1"])
+    ranks = int(cfg.trainer.num_nodes) * int(cfg.trainer.devices)
+    assert ranks == RANKS
+    for found in engines.values():
+        assert found["ranks"] == ranks
+        assert found["batches"] == int(cfg.trainer.accumulate_grad_batches) * ranks
+
+
+def test_a_shard_of_128_is_its_rank_s_stretch_of_every_parameter(
+    engines: dict[int, dict[str, Any]],
+) -> None:
+    whole = {name: p.numel() for name, p in network().named_parameters()}
+    for rank, found in engines.items():
+        wanted = []
+        for name, elements in whole.items():
+            each = ceil(elements / RANKS)
+            count = min(each, elements - rank * each)  # the last ranks hold padding alone
+            wanted += [[name, rank * each, count]] if count > 0 else []
+        assert found["pieces"] == wanted and found["equal"]
+        assert found["keys"] == [f"fp32:{name}:{start}" for name, start, _ in wanted]
+        assert found["kept_whole"] == sorted(n for n, elements in whole.items() if elements < 1000)
+
+
+def test_the_plan_shares_as_deepspeed_does(
+    engines: dict[int, dict[str, Any]], backbone: Backbone
+) -> None:
+    here = [p.numel() for p in network().parameters()]
+    padded = sum(ceil(elements / RANKS) for elements in here)
+    assert {found["flat"] for found in engines.values()} == {padded}
+    for elements in (here, [p.numel() for p in backbone.model.parameters()]):
+        shape: Any = SimpleNamespace(
+            whole=SimpleNamespace(
+                trainable=sum(elements), parameters=sum(elements), largest=max(elements),
+                saved_bytes=0,
+            ),
+            layer=SimpleNamespace(saved_bytes=0), layers=1, width=1, table=1, table_rows=1,
+        )  # fmt: skip
+        place = Placement(stage=3, ranks=RANKS, weight_bytes=2, rows=1, row_tokens=1)
+        planned = memory(shape, place)
+        share = sum(ceil(count / RANKS) for count in elements)
+        for bytes_each, found in ((12, planned.optimizer), (2, planned.weights)):
+            assert 0 <= bytes_each * share - found <= bytes_each * len(elements)  # the padding
+
+
+@pytest.mark.parametrize("before", [0, 8])
+def test_128_ranks_take_the_batches_that_one_takes(before: int) -> None:
+    """Each once, in one order; also where 8 ranks have taken the steps before."""
+    accumulate, step = 4, 3
+    taken: list[int] = []
+    for rank in range(RANKS):
+        data = DataModule(SimpleNamespace(batch=lambda n: n), accumulate=accumulate)
+        place = {"world_size": RANKS, "global_rank": rank, "global_step": step}
+        data.trainer = SimpleNamespace(**place)  # type: ignore[assignment]
+        if before:
+            data.load_state_dict({"step": step, "batches": step * accumulate * before})
+        batches = iter(data.train_dataloader())
+        mine = [next(batches) for _ in range(accumulate)]
+        assert mine == [data.number(micro) for micro in range(accumulate)]
+        taken += mine
+    first = step * accumulate * (before or RANKS)
+    assert sorted(taken) == [*range(first, first + accumulate * RANKS)]
+
+
+@pytest.mark.usefixtures("group_of_128")
+def test_a_state_of_128_shards_is_shared_by_its_readers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (checkpoint.rank(), checkpoint.ranks()) == (5, RANKS)
+    names = [f"shard_{rank:05d}.safetensors" for rank in range(RANKS)]
+    writing, path = tmp_path / ".step_00000001.writing", tmp_path / "step_00000001"
+    writing.mkdir()
+    for name in reversed(names):
+        (writing / name).write_bytes(b"")
+        (writing / f"{name}.sha256").write_text(f"{'0' * 64}  {name}")
+    lines = Writer.await_lines(writing, checkpoint.ranks())
+    assert [line[66:] for line in lines] == names
+    files = StateFiles(keep=1)
+    monkeypatch.setattr(checkpoint, "rank", lambda: 0)  # the one that writes what all share
+    files.save_checkpoint({"step": 1}, tmp_path / "step_00000000")
+    files.writer.wait()
+    monkeypatch.undo()
+    for name in ("state.json", "state.safetensors"):
+        (tmp_path / "step_00000000" / name).rename(writing / name)
+    manifest = (tmp_path / "step_00000000" / "MANIFEST.sha256").read_text().splitlines()
+    seal(writing, path, [*lines, *manifest])
+    looked_at: list[str] = []
+    monkeypatch.setattr(checkpoint, "check_hash", lambda p, digest: looked_at.append(p.name))
+    assert read_state(path) == {"step": 1}
+    assert looked_at == [names[5]]

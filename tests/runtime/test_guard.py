@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aqaa.errors import UsageError
+from aqaa.errors import NotANumber, UsageError
 from aqaa.runtime.dumps import read_dump
 from aqaa.runtime.guard import HANG, Watchdog
 from aqaa.storage import read_json, write_json
@@ -33,7 +33,7 @@ def test_what_is_no_number_stops_the_run_and_its_batches_are_saved(
 ) -> None:
     toy = Toy(plant)  # type: ignore[arg-type]
     sentence = f"{why} at step 2 in batch 4, 5, saved in .*step_00000002"
-    with pytest.raises(UsageError, match=sentence) as caught:
+    with pytest.raises(NotANumber, match=sentence) as caught:
         fit(toy, guarded(tmp_path), accumulate=2)
     assert "\n" not in str(caught.value)
     assert len(toy.losses) == 6 and torch.isfinite(torch.tensor(toy.losses[:5])).all()

@@ -1,8 +1,9 @@
 """srun as a stand-in: a torchrun agent with its rank on each node, and all nodes are this machine.
 
-As under Slurm, a task that fails ends the step and every process below it, also those whose parent
-is gone, and a signal reaches every process of the step; agents take no notice of it. The process
-ids of the agents stand in ``agents.json`` beside the log.
+As under Slurm with --kill-on-bad-exit=1, a task that ends with anything but 0 has every process of
+the step killed, also those whose parent is gone; USR1 reaches every process of the step, of which
+agents take no notice; TERM to srun itself is an order to kill. The process ids of the agents stand
+in ``agents.json`` beside the log.
 """
 
 import ctypes
@@ -15,7 +16,6 @@ import time
 from pathlib import Path
 
 SUBREAPER = 36  # prctl: what loses its parent becomes ours
-FORWARDED = (signal.SIGUSR1, signal.SIGTERM)
 # torchrun ends with 1 whatever its rank has said; srun passes the rank's own code on.
 AGENT = """
 import sys
@@ -34,17 +34,15 @@ def main() -> int:
     """Start the agents, wait for them, return the worst code."""
     here = Path(os.environ["CLUSTER_LOG"]).parent
     ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
-    for number in FORWARDED:
-        signal.signal(number, signal.SIG_IGN)  # until a rank listens; agents inherit it for good
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until a rank listens; agents inherit it
     nodes = int(os.environ["SLURM_NNODES"])
     agents = [subprocess.Popen(agent(node, nodes)) for node in range(nodes)]
-    for number in FORWARDED:
-        signal.signal(number, lambda number, frame: tell_all(number))
+    signal.signal(signal.SIGUSR1, lambda number, frame: tell_all(number))
+    signal.signal(signal.SIGTERM, lambda number, frame: tell_all(signal.SIGKILL))
     (here / ".agents").write_text(json.dumps([agent.pid for agent in agents]))
     os.replace(here / ".agents", here / "agents.json")
     while any(agent.poll() is None for agent in agents):
-        # 75 is every rank's own end: the others come to it by themselves.
-        if any(agent.poll() not in (None, 0, 75) for agent in agents):
+        if any(agent.poll() not in (None, 0) for agent in agents):
             tell_all(signal.SIGKILL)
         time.sleep(0.02)
     tell_all(signal.SIGKILL)

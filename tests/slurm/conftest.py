@@ -12,7 +12,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 SRUN = '''
-"""srun: SLURM_NTASKS processes of the words after the options; any code but 0 ends all, 75 too."""
+"""srun --kill-on-bad-exit=1, as its manual and its source have it.
+
+A task that ends with anything but 0 has the others killed (SIGKILL); the code is the highest of all
+tasks, 128 + signal for a killed one. USR1 is handed on to the tasks; TERM is an order to kill them.
+"""
 import os, signal, subprocess, sys, time
 
 words = [w for w in sys.argv[1:]]
@@ -26,16 +30,16 @@ for rank in range(tasks):
     env = {**os.environ, **{k: str(v) for k, v in place.items()}}
     processes.append(subprocess.Popen(words[1:], env=env))
 
-def forward(number, frame):
+def tell_all(number):
     for process in processes:
-        process.send_signal(number)
+        if process.poll() is None:
+            process.send_signal(number)
 
-signal.signal(signal.SIGUSR1, forward)
-signal.signal(signal.SIGTERM, forward)
+signal.signal(signal.SIGUSR1, lambda number, frame: tell_all(number))
+signal.signal(signal.SIGTERM, lambda number, frame: tell_all(signal.SIGKILL))
 while any(p.poll() is None for p in processes):
     if any(p.poll() not in (None, 0) for p in processes):
-        for process in processes:
-            process.kill()
+        tell_all(signal.SIGKILL)
     time.sleep(0.02)
 codes = [p.wait() for p in processes]
 sys.exit(max(128 - c if c < 0 else c for c in codes))

@@ -64,6 +64,25 @@ if "--cfg" in sys.argv:
 print("words:", *sys.argv[1:])
 sys.exit(1)
 """
+HOPELESS = """
+import os, sys, time
+
+from aqaa.errors import UsageError
+import aqaa.cli
+
+if "--cfg" in sys.argv:
+    sys.exit(0)
+if os.environ["SLURM_PROCID"] == "1":
+    time.sleep(600)
+
+def fail(words):
+    error = UsageError("no other try would help")
+    error.code = int(os.environ["CODE"])
+    raise error
+
+aqaa.cli._dispatch = fail
+sys.exit(aqaa.cli.main())
+"""
 
 
 @pytest.fixture
@@ -71,6 +90,7 @@ def launch(cluster: Cluster) -> Cluster:
     """The cluster with the launcher and its worker in place."""
     shutil.copytree(ROOT / "slurm", cluster.folder / "slurm")
     cluster.env["AQAA"] = str(executable(cluster.folder / "bin" / "aqaa", WORKER))
+    cluster.env["PYTHONPATH"] = str(ROOT)
     return cluster
 
 
@@ -134,6 +154,7 @@ def test_a_rank_that_leaves_late_does_not_keep_the_job_from_the_queue(
     job.send_signal(number)
     said, _ = job.communicate(timeout=40)
     assert job.returncode == 0 and "try 1" not in said, said
+    assert f"the step ended with code 137 after {number.name[3:]}" in said
     assert launch.log[-1] == f"scontrol requeue {launch.env['SLURM_JOB_ID']}", said
 
 
@@ -150,6 +171,17 @@ def test_wrong_use_ends_at_once(launch: Cluster, words: tuple[str, ...], sentenc
     said, _ = job.communicate(timeout=60)
     assert job.returncode == 2 and sentence in said
     assert "try 1" not in said and not [line for line in launch.log if "requeue" in line]
+
+
+def test_a_rank_that_ends_alone_is_heard(launch: Cluster) -> None:
+    """Its code is not srun's, which is that of the killed one; another try would end alike."""
+    launch.env["AQAA"] = str(executable(launch.folder / "bin" / "hopeless", HOPELESS))
+    for code in ("2", "65"):
+        job = launch.start("slurm/launch.sh", "sft", CODE=code)
+        said, _ = job.communicate(timeout=60)
+        assert job.returncode == int(code), said
+        assert "try 1" not in said and not [line for line in launch.log if "requeue" in line]
+    assert not list(launch.folder.glob(".aqaa-verdict*"))
 
 
 def test_it_gives_up_after_so_many_tries(launch: Cluster) -> None:

@@ -2,10 +2,13 @@
 
     state.json, state.safetensors      loops, schedules, data position, weights, moments, generators
     shard_00000.safetensors, ...       what each rank of a sharded run holds
+    shards.json                        which of them holds what
     MANIFEST.sha256                    every file with its SHA-256, written last
 
-A folder is written under a name with a dot, synced and renamed. Each file is hashed while it is
-read; one wrong byte anywhere, and the folder is named on stderr and the one before it taken.
+A folder is written under a name with a dot, synced and renamed. A rank reads only the shards that
+it needs, once, and each file is hashed while it is read; one wrong byte anywhere, and the folder is
+named on stderr and the one before it taken, by all ranks. What there is to be read rank 0 says: a
+file system of a network may show the others an older list.
 
 Letters: none; the tensors of a whole training state pass through.
 """
@@ -14,7 +17,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,13 @@ from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
 from aqaa.errors import UsageError
-from aqaa.ranks import rank, ranks
+from aqaa.ranks import from_first, rank, ranks
 from aqaa.runtime.agreement import any_rank
 from aqaa.runtime.containers import decode, encode
-from aqaa.runtime.shards import ShardFiles, optimizer_state, unsharded
+from aqaa.runtime.shard_files import LIST, ShardFiles, Stretch, held, needed, runs, shard_name
+from aqaa.runtime.shards import optimizer_state, unsharded
 from aqaa.runtime.states import read_manifest, saved_states, seal, set_aside, write_synced
-from aqaa.runtime.tensor_file import HostCopy, check_hash, read_hashed, tensors_in, write_hashed
+from aqaa.runtime.tensor_file import HostCopy, read_hashed, tensors_in, write_hashed
 from aqaa.runtime.writer import Writer
 
 FORMAT = 1
@@ -67,27 +71,33 @@ class StateFiles(CheckpointIO):
         self.writer.wait()  # the copies below are what it writes
         if rank() == 0:
             self._state.take(tensors)
+        holds = None
         if sharded is not None:
             self._shard.take(sharded)
-        self.writer.begin(path, lambda: self._write(path, text, sharded is not None))
+            holds = held((name, tensor.numel()) for name, tensor in sharded.items())
+        self.writer.begin(path, lambda: self._write(path, text, holds))
 
-    def _write(self, path: Path, text: str, sharded: bool) -> None:
+    def _write(self, path: Path, text: str, holds: dict[str, Any] | None) -> None:
         temporary = path.with_name(f".{path.name}.writing")
         try:
-            temporary.mkdir(parents=True, exist_ok=sharded)
-            if sharded:
-                shard = f"shard_{rank():05d}.safetensors"
-                line = f"{self._shard.write(temporary / shard)}  {shard}"
-                write_synced(temporary / f".{shard}", line)
-                os.replace(temporary / f".{shard}", temporary / f"{shard}.sha256")
+            temporary.mkdir(parents=True, exist_ok=holds is not None)
+            if holds is not None:
+                shard = temporary / shard_name(rank())
+                told = {"sha256": self._shard.write(shard), "holds": holds}
+                write_synced(shard.with_name(f".{shard.name}"), json.dumps(told))
+                os.replace(shard.with_name(f".{shard.name}"), shard.with_suffix(".json"))
             if rank() > 0:
                 return
-            lines = [
-                f"{write_hashed(temporary / f'{STATE}.json', iter([text.encode()]))}  {STATE}.json",
-                f"{self._state.write(temporary / f'{STATE}.safetensors')}  {STATE}.safetensors",
-                *(self.writer.await_lines(temporary, ranks()) if sharded else ()),
-            ]
-            seal(temporary, path, sorted(lines, key=lambda line: line[66:]))
+            texts, found = {f"{STATE}.json": text}, {}
+            if holds is not None:
+                shards = self.writer.await_told(temporary, ranks())
+                found = {shard_name(n): shard["sha256"] for n, shard in enumerate(shards)}
+                texts[LIST] = json.dumps(runs(shard["holds"] for shard in shards))
+            for name, content in texts.items():
+                found[name] = write_hashed(temporary / name, iter([content.encode()]))
+            name = f"{STATE}.safetensors"
+            found[name] = self._state.write(temporary / name)
+            seal(temporary, path, [f"{found[name]}  {name}" for name in sorted(found)])
             self._retain(path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -118,21 +128,27 @@ class StateFiles(CheckpointIO):
             state["optimizer_states"] = [optimizer_state(about, shards)]
         return state
 
-    def load(self, path: str | Path) -> tuple[dict[str, Any], ShardFiles | None]:
+    def load(
+        self, path: str | Path, wanted: Iterable[Stretch] | None = None
+    ) -> tuple[dict[str, Any], ShardFiles | None]:
         """The latest state below ``path`` that is whole, on every rank the same, and its shards.
+
+        Args:
+            path: folder of states.
+            wanted: what this rank reads of the shards (None: everything).
 
         Raises:
             UsageError: all of them are damaged.
         """
         path = Path(path)
         damaged: list[Path] = []
-        for folder in saved_states(path):
-            state, problem = _try(folder)
+        for folder in from_first(saved_states(path) if rank() == 0 else []):
+            found, problem = _try(folder, wanted)
             if not any_rank(bool(problem)):
                 if rank() == 0:
                     set_aside(damaged)
-                assert state is not None
-                return state, ShardFiles(folder=folder) if SHARDED in state else None
+                assert found is not None
+                return found
             if problem:
                 print(f"{problem}; taking the state before it", file=sys.stderr, flush=True)
             damaged.append(folder)
@@ -147,29 +163,51 @@ class StateFiles(CheckpointIO):
         shutil.rmtree(path)
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """The state of a folder, every byte of it checked; ranks share the shards among them.
+def read_state(
+    folder: Path, wanted: Iterable[Stretch] | None = None
+) -> tuple[dict[str, Any], ShardFiles | None]:
+    """The state of a folder, and of its shards those that hold what is wanted; every rank asks.
 
     Raises:
-        UsageError: it is damaged, or of another version of this format.
+        UsageError: a byte of what was read is wrong, or it is of another version of this format.
     """
-    digests = read_manifest(folder)
-    name = f"{STATE}.json"
-    content = json.loads(bytes(read_hashed(folder / name, digests.get(name, "")).numpy()))
-    if content["format"] != FORMAT:
-        raise UsageError(f"{folder} is of format {content['format']}: this version reads {FORMAT}")
-    name = f"{STATE}.safetensors"
-    tensors = tensors_in(read_hashed(folder / name, digests.get(name, "")))
-    shards = sorted(name for name in digests if name.startswith("shard_"))
-    for name in shards[rank() :: ranks()]:  # each rank its own, where they are as many as then
-        check_hash(folder / name, digests[name])
-    state: dict[str, Any] = decode(content["tree"], tensors)
-    return state
+    digests = _manifest(folder)
+
+    def content(name: str) -> Tensor:
+        return read_hashed(folder / name, digests.get(name, ""))
+
+    told = json.loads(bytes(content(f"{STATE}.json").numpy()))
+    if told["format"] != FORMAT:
+        raise UsageError(f"{folder} is of format {told['format']}: this version reads {FORMAT}")
+    state: dict[str, Any] = decode(told["tree"], tensors_in(content(f"{STATE}.safetensors")))
+    if SHARDED not in state:
+        return state, None
+    listed = json.loads(bytes(content(LIST).numpy()))
+    shards = range(sum(name.startswith("shard_") for name in digests))
+    mine = shards if wanted is None else needed(listed, wanted, shards)
+    return state, ShardFiles.read_in(tensors_in(content(shard_name(n))) for n in mine)
 
 
-def _try(folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """The state of a folder, or what is wrong with it."""
+def _manifest(folder: Path) -> dict[str, str]:
+    """The hashes of a state's files, as rank 0 reads them."""
+    found: dict[str, str] = {}
+    problem = ""
+    if rank() == 0:
+        try:
+            found = read_manifest(folder)
+        except UsageError as error:
+            problem = str(error)
+    found, problem = from_first((found, problem))
+    if problem:
+        raise UsageError(problem)
+    return found
+
+
+def _try(
+    folder: Path, wanted: Iterable[Stretch] | None
+) -> tuple[tuple[dict[str, Any], ShardFiles | None] | None, str]:
+    """The state of a folder and its shards, or what is wrong with it."""
     try:
-        return read_state(folder), ""
+        return read_state(folder, wanted), ""
     except UsageError as error:
         return None, str(error)

@@ -17,7 +17,8 @@ from aqaa.errors import UsageError
 from aqaa.lineage import IDS, MODEL, PARENTS, RECORD
 from aqaa.runtime.checkpoint import FORMAT, SHARDED, STATE
 from aqaa.runtime.containers import decode
-from aqaa.runtime.shards import ShardFiles, unsharded
+from aqaa.runtime.shard_files import ShardFiles
+from aqaa.runtime.shards import unsharded
 from aqaa.runtime.states import STATES, read_manifest, saved_states, step_folder, step_of
 from aqaa.runtime.tensor_file import check_hash
 from aqaa.storage import atomic_folder, narrowed, read_json, verify_manifest
@@ -135,7 +136,7 @@ def _parameters(state: Path) -> tuple[set[str], Callable[[str], Tensor]]:
         places = {name: node["~tensor"] for name, node in tree["state_dict"].items()}
         return set(places), lambda name: opened.get_tensor(places[name])
     shapes: dict[str, list[int]] = decode(tree[SHARDED]["shapes"], {})
-    files = ShardFiles(folder=state)
+    files = ShardFiles.opened(state)
 
     def read(name: str) -> Tensor:
         return next(unsharded({"shapes": {name: shapes[name]}}, files))[1]

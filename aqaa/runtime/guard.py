@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
@@ -28,6 +29,10 @@ _SEVERAL_S = 1800.0
 class StopOnNonFinite(pl.Callback):
     """Ends a run whose loss or gradient is no number, before the step is taken where it can.
 
+    It waits for the device once a step, for all losses of the step and the gradient together, and
+    under ZeRO once more after the step, for the norm that DeepSpeed has found. A loss that is no
+    number is seen before any step; a gradient alone, under ZeRO, when the step is taken.
+
     Args:
         run: the run folder, which gets the batches of the step.
     """
@@ -35,6 +40,7 @@ class StopOnNonFinite(pl.Callback):
     def __init__(self, *, run: Path) -> None:
         self._run = run
         self._batches: list[Any] = []
+        self._losses: list[Tensor] = []
         self._place: Trouble | None = None
 
     def on_train_batch_start(
@@ -42,23 +48,29 @@ class StopOnNonFinite(pl.Callback):
     ) -> None:
         """Keep the batches of the step."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._batches = []
+            self._batches, self._losses = [], []
         self._batches.append(batch)
         self._place = place(trainer, batch_idx)
 
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
     ) -> None:
-        """Look at the loss."""
-        self._check("loss", float(loss))
+        """Keep the loss: who looks at it waits for the device."""
+        self._losses.append(loss.detach())
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
     ) -> None:
-        """Look at the gradient, where it lies with the parameters."""
+        """Look at the losses, and at the gradient where it lies with the parameters."""
+        if len(self._losses) < trainer.accumulate_grad_batches:
+            return  # DeepSpeed is asked for a step after every batch
+        found = [torch.stack(self._losses).sum()]
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         if gradients:
-            self._check("gradient's norm", float(get_total_norm(gradients)))
+            found.append(get_total_norm(gradients))
+        values = torch.stack([value.float() for value in found]).tolist()
+        for what, value in zip(("loss", "gradient's norm"), values, strict=False):
+            self._check(what, value)
 
     def on_train_batch_end(
         self,

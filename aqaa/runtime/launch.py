@@ -23,16 +23,18 @@ def is_first() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in names)
 
 
-def decided(decide: Callable[[], bool]) -> bool:
+def decided(decide: Callable[[], bool], *, looks: bool = False) -> bool:
     """What rank 0 decides, on every rank; the others go on only when it has.
 
     Args:
         decide: asked on rank 0 alone; may write. What it raises ends all ranks.
+        looks: it only looks at files; a rank that Lightning's launcher started sees those of rank
+            0, on whose machine it is, and asks for itself.
     """
     store = _store()
     if store is None:
         # A rank started by Lightning's launcher is there because the first one went on.
-        return decide() if is_first() else False
+        return decide() if looks or is_first() else False
     key = f"aqaa/decided/{next(_calls)}"
     if not is_first():
         try:

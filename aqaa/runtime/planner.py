@@ -1,8 +1,8 @@
 """`aqaa plan VERB …`: what a training needs and how long it takes, before a job is queued.
 
 It composes the very config the verb would run, measures the backbone on the meta device and does
-arithmetic: memory of a rank, traffic, speed, checkpoints, what limits it. What cannot fit is
-refused with the nearest setting that can.
+arithmetic: memory of a rank, traffic, speed, checkpoints, what limits it. What cannot fit, or saves
+more often than a save takes, is refused with the nearest setting that can.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aqaa.errors import UsageError
-from aqaa.runtime.planner_memory import Memory, Placement, memory, state_bytes
+from aqaa.runtime.planner_memory import Memory, Placement, host_memory, memory, state_bytes
 from aqaa.runtime.planner_time import Hardware, Timing, timing
 
 PLANNED = ("pretrain", "sft", "dpo")
@@ -35,6 +35,7 @@ class Plan:
     memory: Memory
     timing: Timing
     steps: int
+    save_every_s: float
 
     @property
     def tokens(self) -> int:
@@ -45,6 +46,11 @@ class Plan:
     def hours(self) -> float:
         """Wall time of all steps."""
         return self.steps * self.timing.step_s / 3600
+
+    @property
+    def saving_share(self) -> float:
+        """Part of the time in which a state is being written; a save begins between two steps."""
+        return self.timing.checkpoint_s / max(self.save_every_s, self.timing.step_s)
 
     def record(self) -> dict[str, Any]:
         """The plan as plain values."""
@@ -66,6 +72,7 @@ class Plan:
             "peak_bytes": self.memory.peak,
             "peak_at": self.memory.moment,
             "usable_bytes": self.gpu.usable_bytes,
+            "host_bytes": host_memory(shape, place),
             "gathered_bytes": time.gathered_bytes,
             "reduced_bytes": time.reduced_bytes,
             "seconds": {
@@ -83,6 +90,8 @@ class Plan:
             "hours": self.hours,
             "checkpoint_bytes": time.checkpoint_bytes,
             "checkpoint_s": time.checkpoint_s,
+            "save_every_s": self.save_every_s,
+            "saving_share": self.saving_share,
         }
 
 
@@ -130,6 +139,7 @@ def plan(
         tokens=tokens,
     )  # fmt: skip
     refuse_what_does_not_fit(found)
+    refuse_endless_saving(found)
     if out is not None and {rows, row_tokens} != {None} and not _told(found):
         raise UsageError(
             f"out={out} would train other rows than rows= and row_tokens= plan: the data of {verb} "
@@ -200,6 +210,7 @@ def make_plan(
         memory=memory(shape, place),
         timing=time,
         steps=steps,
+        save_every_s=float(cfg.run.save_every_s),
     )
 
 
@@ -236,6 +247,19 @@ def refuse_what_does_not_fit(plan: Plan) -> None:
     raise UsageError(
         f"{plan.verb} on {plan.nodes} x {plan.gpus_per_node} ranks needs {need}, more than the "
         f"{had} (most for {most[0]}, {most[1] / 1e9:.1f} GB): {nearest_fit(plan)}"
+    )
+
+
+def refuse_endless_saving(plan: Plan) -> None:
+    """Raise if one save takes until the next one: training would wait for the disk."""
+    if plan.saving_share <= 1:
+        return
+    took = plan.timing.checkpoint_s
+    raise UsageError(
+        f"run.save_every_s={plan.save_every_s:g} is less than the {took:.0f} s that a saved state "
+        f"of {plan.timing.checkpoint_bytes / 1e9:,.0f} GB takes on {plan.nodes} nodes, so training "
+        f"would wait for the disk: the nearest that fits is run.save_every_s={math.ceil(took)}, "
+        f"and ten times as much is wise"
     )
 
 

@@ -137,9 +137,32 @@ def state_bytes(shape: Shape, place: Placement) -> int:
 
 
 def checkpoint_bytes(shape: Shape, place: Placement) -> int:
-    """What an exact resume needs: float32 weights and moments of what is trained."""
+    """What an exact resume needs: float32 weights and moments of what is trained.
+
+    Whole copies are saved with what is frozen in them.
+    """
     each = _MASTER_BYTES + _MOMENT_BYTES
-    return shape.whole.trainable * each
+    frozen = 0 if place.zero else shape.whole.parameters - shape.whole.trainable
+    return shape.whole.trainable * each + frozen * place.weight_bytes
+
+
+def host_memory(shape: Shape, place: Placement) -> dict[str, int]:
+    """Bytes a rank needs in its host by kind; CPU ranks need them beside :func:`memory`.
+
+    A save is copied there and written from there. The copy is kept; beside a GPU it is pinned, for
+    which torch takes a power of two. Of whole copies rank 0 alone has one. A resume reads its files
+    into as much memory, and gives it back before the first save.
+    """
+    share = place.ranks if place.zero else 1
+    copy = _ceil(checkpoint_bytes(shape, place), share)
+    gradient_bytes = 4  # in float32, beside the state that is offloaded
+    offloaded = shape.whole.trainable * (_optimizer_bytes(place) + gradient_bytes)
+    weights = shape.whole.parameters * place.weight_bytes
+    return {
+        "copy for saves": copy if place.host else 1 << (copy - 1).bit_length(),
+        "optimizer": _ceil(offloaded, share) if place.offload_optimizer else 0,
+        "weights": _ceil(weights, share) if place.offload_weights else 0,
+    }
 
 
 def _optimizer_bytes(place: Placement) -> int:

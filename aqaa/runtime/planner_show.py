@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aqaa.runtime.planner import Plan
-from aqaa.runtime.planner_memory import state_bytes
+from aqaa.runtime.planner_memory import host_memory, state_bytes
 from aqaa.storage import write_text
 
 _SPARE_TIME = 1.15  # starts, checkpoints, validation
@@ -43,6 +43,7 @@ def sections(plan: Plan) -> dict[str, list[tuple[str, str]]]:
             *((name, size(value)) for name, value in plan.memory.kinds().items()),
             (f"peak, in the {plan.memory.moment}", size(plan.memory.peak)),
             ("usable", size(plan.gpu.usable_bytes)),
+            *((f"in its host: {n}", size(v)) for n, v in host_memory(shape, place).items() if v),
         ],
         "one step": [
             ("ids", f"{time.step_tokens:,}"),
@@ -58,6 +59,8 @@ def sections(plan: Plan) -> dict[str, list[tuple[str, str]]]:
             ("ids", f"{plan.tokens:,}"),
             ("wall time", f"{plan.hours:,.1f} h ({plan.hours / 24:,.1f} days)"),
             ("checkpoint", f"{size(time.checkpoint_bytes)} in {time.checkpoint_s:.0f} s"),
+            ("saving", f"{100 * plan.saving_share:.1f} % of the time, beside the training"),
+            ("saved every (run.save_every_s)", f"{plan.save_every_s:,g} s"),
         ],
     }
 

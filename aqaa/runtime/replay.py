@@ -4,7 +4,7 @@ Letters: none; tensors pass through in their batches' shapes.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from aqaa.data.preferences import PreferenceBatches
 from aqaa.errors import UsageError
 from aqaa.lineage import parent, read_lineage
 from aqaa.runtime.dumps import DUMPS, read_dump
-from aqaa.runtime.states import step_folder
+from aqaa.runtime.starts import Start, read_starts
+from aqaa.runtime.states import STATES, saved_states, step_folder, step_of
 from aqaa.stages.language import SLOT_WEIGHTS, weight_of_slots, weights_by_slot
 from aqaa.storage import atomic_folder, check_replaceable, save_tensors, write_json
 
@@ -48,11 +49,12 @@ def replay(*, source: str, step: int, out: str | None = None, ranks: int | None 
         source: a run folder of pretrain, sft or dpo.
         step: the optimizer step, counted from zero.
         out: folder for the tensors and the list of documents (None: print only).
-        ranks: how many ranks took the step (None: as many as the run's trainer says); a run that
-            was taken up on another number of ranks has other numbers from there on.
+        ranks: how many ranks took the step (None: as many as the run folder says; a run may have
+            been taken up on another number).
 
     Raises:
-        UsageError: no run folder, a stage without such batches, parents that have changed.
+        UsageError: no run folder, a stage without such batches, parents that have changed, a step
+            that the run never takes.
     """
     if out is not None:
         check_replaceable(out)
@@ -61,8 +63,9 @@ def replay(*, source: str, step: int, out: str | None = None, ranks: int | None 
     folder = Path(source)
     settings = _settings(folder)
     _check_parents(folder)
+    _check_step(folder, settings, step)
     data = _source(folder, settings)
-    taken = turns(settings, step, ranks)
+    taken = turns(settings, step, ranks, read_starts(folder))
     batches = _shared(settings, [data.batch(turn.number) for turn in taken])
     found = []
     for turn, batch in zip(taken, batches, strict=True):
@@ -81,17 +84,49 @@ def replay(*, source: str, step: int, out: str | None = None, ranks: int | None 
         print(f"written to {out}")
 
 
-def turns(settings: dict[str, Any], step: int, ranks: int | None = None) -> list[Turn]:
-    """The batches of a step in the data's order, for the settings of a run."""
+def turns(
+    settings: dict[str, Any], step: int, ranks: int | None = None, starts: Sequence[Start] = ()
+) -> list[Turn]:
+    """The batches of a step in the data's order.
+
+    Args:
+        settings: of the run.
+        step: the optimizer step.
+        ranks: how many took it (None: as ``starts`` say, else as the settings do).
+        starts: of the run, in the order of their steps.
+    """
     trainer, repeat = settings["trainer"], settings["run"].get("repeat_batches")
     accumulate = int(trainer["accumulate_grad_batches"])
-    size = ranks or int(trainer["devices"]) * int(trainer["num_nodes"])
+    told = [start for start in starts if start.step <= step]
+    if ranks is None and told:
+        ranks, accumulate = told[-1].ranks, told[-1].accumulate
     found = []
     for micro in range(accumulate):
-        for rank in range(size):
+        for rank in range(size := ranks or _ranks(trainer)):
             number = (step * accumulate + micro) * size + rank
             found.append(Turn(number % repeat if repeat else number, rank, micro))
     return found
+
+
+def _ranks(trainer: dict[str, Any]) -> int:
+    try:
+        return int(trainer["devices"]) * int(trainer["num_nodes"])
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"devices={trainer['devices']} does not tell how many ranks took the step: say ranks=N"
+        ) from None
+
+
+def _check_step(run: Path, settings: dict[str, Any], step: int) -> None:
+    """Refuse a step that the run has not taken and never will; say where that is not known."""
+    record = read_lineage(run)
+    steps = record.steps if record else int(settings["run"]["steps"])
+    if step >= steps:
+        took = "took" if record else "takes"
+        raise UsageError(f"step={step} is none of {run}, which {took} steps 0 to {steps - 1}")
+    kept = [step_of(state) for state in saved_states(run / STATES)[:1]]
+    if record is None and step >= max(kept, default=0):
+        print(f"{run} was cut: it is known to have taken {max(kept, default=0)} steps")
 
 
 def _settings(run: Path) -> dict[str, Any]:

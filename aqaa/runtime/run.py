@@ -209,6 +209,7 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
     from aqaa.runtime.guard import StopOnNonFinite, Watchdog
     from aqaa.runtime.log import MetricsFile
     from aqaa.runtime.saving import SaveState, StopRequested
+    from aqaa.runtime.starts import NoteStarts
     from aqaa.runtime.strategy import end_others, gather_of
 
     quiet_lightning()
@@ -232,6 +233,7 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
         ShowProgress(name=cfg.run.name),
         StopOnNonFinite(run=out),
         Watchdog(run=out, after_s=cfg.run.hang_after_s),
+        NoteStarts(run=out),
     ]
     try:
         trainer = instantiate(cfg.trainer)(
@@ -243,8 +245,9 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
             f"this machine or Lightning has no trainer of accelerator={cfg.trainer.accelerator} "
             f"devices={cfg.trainer.devices} precision={cfg.trainer.precision}: {reason}"
         ) from error
+    begun = launch.decided(lambda: bool(saved_states(states)), looks=True)
     try:
-        trainer.fit(stage, data, ckpt_path=states if saved_states(states) else None)
+        trainer.fit(stage, data, ckpt_path=states if begun else None)
     except StopRequested as stop:
         raise _stop(stop.number) from None
     except SystemExit:  # Lightning turns Ctrl-C into an exit

@@ -32,7 +32,8 @@ class SaveState(pl.Callback):
     """Saves what a resume needs every so often, and once more before a stop that was asked for.
 
     A save happens just before a batch, when everything of the step before (average, figures,
-    validation) is done, so the state is one that an unbroken run passes through.
+    validation) is done, so the state is one that an unbroken run passes through. Several ranks
+    agree on it by one number over gloo before every step: hosts wait for one another, no GPU does.
 
     Args:
         files: what writes and reads states.

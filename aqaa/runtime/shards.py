@@ -2,7 +2,7 @@
 
 A tensor of a shard file is named ``KEY:PARAMETER:START``: a stretch of the flattened parameter from
 element START, as many as it holds; KEY is ``fp32`` or a state of the optimizer. Any number of ranks
-and any ZeRO stage can so read what any other wrote.
+and any ZeRO stage can so read what any other wrote, each rank the files that it needs.
 
 What one process with whole copies has saved reads the same way, and the other way round.
 
@@ -11,14 +11,13 @@ Letters: n elements of a stretch, N of a rank's flat partition, which holds seve
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from aqaa.errors import UsageError
+from aqaa.runtime.shard_files import Stretch
 
 MASTER = "fp32"
 
@@ -49,6 +48,11 @@ def pieces(engine: Any, named: Mapping[str, nn.Parameter]) -> list[Piece]:
     trained = ((name, p) for name, p in named.items() if p.requires_grad)
     found = (find(engine.optimizer, name, p) for name, p in trained)
     return [piece for piece in found if piece is not None and piece.count > 0]
+
+
+def stretches(engine: Any, named: Mapping[str, nn.Parameter]) -> list[Stretch]:
+    """The same as names and numbers: what :func:`restore` reads on this rank."""
+    return [(piece.name, piece.start, piece.count) for piece in pieces(engine, named)]
 
 
 def _piece_of_stage_3(zero: Any, name: str, parameter: Any) -> Piece:
@@ -118,39 +122,6 @@ class Stretches(Protocol):
         """Elements ``start`` to ``start + count`` of a flattened parameter, (n,)."""
 
 
-class ShardFiles:
-    """The shards of one saved state, read in stretches.
-
-    Args:
-        folder: of the state, checked before.
-    """
-
-    def __init__(self, *, folder: Path) -> None:
-        self._files = [safe_open(p, framework="pt") for p in sorted(folder.glob("shard_*"))]
-        self._stretches: dict[tuple[str, str], list[tuple[int, int, Any]]] = {}
-        for file in self._files:
-            for full in file.keys():
-                key, name, start = full.split(":")
-                part = file.get_slice(full)
-                entry = (int(start), int(start) + part.get_shape()[0], part)
-                self._stretches.setdefault((key, name), []).append(entry)
-
-    def read(self, key: str, name: str, start: int, count: int) -> Tensor:
-        """Elements ``start`` to ``start + count`` of a flattened parameter, (n,).
-
-        Raises:
-            UsageError: no shard holds some of them.
-        """
-        parts, end, at = [], start + count, start
-        for begin, stop, part in sorted(self._stretches.get((key, name), []), key=lambda e: e[0]):
-            if begin <= at < stop and at < end:
-                parts.append(part[at - begin : min(stop, end) - begin])
-                at = min(stop, end)
-        if at != end:
-            raise UsageError(f"the saved shards lack {key} of {name}: they are of another run")
-        return torch.cat(parts) if len(parts) != 1 else parts[0]
-
-
 class WholeCopies:
     """The same, of the state that one process saved.
 
@@ -210,8 +181,7 @@ def restore(
     for group, saved in zip(zero.optimizer.param_groups, about["groups"], strict=True):
         group.update({key: value for key, value in saved.items() if key != "names"})
     if not stage_3:
-        for name, shape in about["shapes"].items():
-            named[name].data.copy_(_whole(files, MASTER, name, shape))
+        zero.update_lp_params()  # whole on every rank, each from the masters of the one that has it
     elif small := zero.persistent_parameters:  # kept whole on every rank
         small[0].partition(small, has_been_updated=False)
         small[0].all_gather(small)

@@ -177,12 +177,13 @@ class ShardedStrategy(DeepSpeedStrategy):
     ) -> dict[str, Any]:
         """Read the state, and each rank its share, whatever number of ranks has written it."""
         files: Any = self.checkpoint_io
-        state, found = files.load(checkpoint_path)
+        module: Any = self.lightning_module
+        parameters = dict(module.named_parameters())
+        wanted = shards.stretches(self.deepspeed_engine, parameters)
+        state, found = files.load(checkpoint_path, wanted)
         if found is None:  # saved by one process with whole copies
             found = shards.WholeCopies(state=state)
             state[SHARDED] = found.about
-        module: Any = self.lightning_module
-        parameters = dict(module.named_parameters())
         buffers = dict(module.named_buffers(remove_duplicate=False))
         kept = {k: v for k, v in state["state_dict"].items() if k in buffers}
         module.load_state_dict(kept, strict=False)

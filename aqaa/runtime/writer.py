@@ -1,9 +1,11 @@
 """One thread that writes what a step has left behind, while the next steps go on."""
 
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from aqaa.errors import UsageError
 
@@ -58,19 +60,19 @@ class Writer:
         self._pool = self._running = None
 
     @staticmethod
-    def await_lines(folder: Path, count: int) -> list[str]:
-        """Lines of ``count`` ranks' manifests in a folder all write to; they are then removed.
+    def await_told(folder: Path, count: int) -> list[Any]:
+        """What ``count`` ranks told of their shards in a folder all write to; it is then removed.
 
         Raises:
             OSError: a rank did not come in half an hour.
         """
         until = time.monotonic() + _PATIENCE_S
-        while len(found := sorted(folder.glob("shard_*.sha256"))) < count:
+        while len(found := sorted(folder.glob("shard_*.json"))) < count:
             if time.monotonic() > until:
                 raise TimeoutError(f"only {len(found)} of {count} ranks have written their shard")
             time.sleep(0.02)
-        lines = []
+        told = []
         for path in found:
-            lines.append(path.read_text(encoding="utf-8"))
+            told.append(json.loads(path.read_text(encoding="utf-8")))
             path.unlink()
-        return lines
+        return told

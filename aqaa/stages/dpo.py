@@ -135,10 +135,10 @@ class Dpo(pl.LightningModule):
         """Sums of kept log-probabilities, (2B,)."""
         hidden = self.backbone.hidden(batch.input_ids).last_hidden_state
         # Only positions that count go through the head; under the audio mask a few text ids.
-        chosen = (batch.slots > 0) & (batch.keep > 0)
-        answer = chosen.nonzero()[:, 0]
-        log_probs = self.head(hidden[chosen], batch.targets[chosen], batch.slots[chosen])
-        return answer_scores(log_probs, answer, batch.keep[chosen], len(batch.input_ids))
+        # A batch waits for the device twice: here for their number, in the head for each slot's.
+        at = ((batch.slots > 0) & (batch.keep > 0)).nonzero(as_tuple=True)
+        log_probs = self.head(hidden[at], batch.targets[at], batch.slots[at])
+        return answer_scores(log_probs, at[0], batch.keep[at], len(batch.input_ids))
 
     def _reference_scores(self, source: PreferenceBatches) -> Tensor:
         """Scores (pairs, 2) of the start model, kept beside the run with what they belong to."""

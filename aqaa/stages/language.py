@@ -181,12 +181,14 @@ class LanguageModel(pl.LightningModule):
     def _loss(self, batch: TokenBatch, *, count: bool) -> Tensor:
         more = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
         hidden = self.backbone.hidden(batch.input_ids, use_cache=False, **more).last_hidden_state
-        # The head works on the supervised rows alone; logits of the others never exist.
-        learnt = torch.isin(batch.slots, torch.tensor(list(self._tables), device=self.device))
-        targets = batch.targets[learnt]
-        found: TokenLoss = self.head(hidden[learnt], targets, batch.slots[learnt])
+        # The head works on the supervised rows alone; logits of the others never exist. A batch
+        # waits for the device twice: here for their number, in the loss for that of each slot.
+        learnt = torch.stack([batch.slots == slot for slot in self._tables]).any(0)
+        at = learnt.nonzero(as_tuple=True)
+        targets = batch.targets[at]
+        found: TokenLoss = self.head(hidden[at], targets, batch.slots[at])
         if count:
-            tasks = batch.sources[learnt] + len(TOKEN_TYPES)
+            tasks = batch.sources[at] + len(TOKEN_TYPES)
             names = len(TOKEN_TYPES) + len(TASKS)
             seen = tally(found, self._kinds(targets), tasks, size=names)
             self._seen = seen if self._seen is None else self._seen + seen

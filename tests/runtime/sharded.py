@@ -14,12 +14,17 @@ from typing import Any
 from aqaa.backbone.initial import write_initial
 from aqaa.backbone.lora import Lora
 from aqaa.backbone.step1 import Step1Config
+from aqaa.runtime import checkpoint
+from aqaa.runtime.agreement import any_rank
 from aqaa.runtime.checkpoint import StateFiles
 from aqaa.runtime.guard import StopOnNonFinite, Watchdog
 from aqaa.runtime.saving import SaveState, StopRequested
+from aqaa.runtime.shard_files import held
 from aqaa.runtime.states import saved_states
+from aqaa.runtime.tensor_file import read_hashed
 from aqaa.stages.optimizer import OptimizerSettings
 from aqaa.stages.sft import Sft
+from aqaa.storage import load_tensors
 from tests.runtime.two_ranks import LORA, Tokens, spied, strategy
 
 STEPS = 6
@@ -75,8 +80,9 @@ def train(
     pl.seed_everything(0, verbose=False)
     seen: dict[str, Any] = {"losses": []}
     settings = OptimizerSettings(
-        lr=0.01, warmup_steps=2, schedule="cosine", weight_decay=0.1, new_rows_lr_ratio=3.0
-    )
+        lr=0.01, warmup_steps=2, schedule="cosine", weight_decay=0.1,
+        new_rows_lr_ratio=None if adapter else 3.0,
+    )  # fmt: skip
     states, files = run / "checkpoints", StateFiles(keep=1)
     saver = AskAt(files=files, folder=states, every_s=1000)
     saver.step = cut
@@ -116,6 +122,35 @@ def wait(trainer_files: Path) -> None:
         time.sleep(0.02)
 
 
+def fall_back(folder: Path, good: Path) -> dict[str, Any]:
+    """What this rank reads, and which state it gets, where a later one has a wrong byte in a shard.
+
+    It is one that rank 1 alone reads; and rank 1 is shown a list of states that is empty yet.
+    """
+    rank, place = int(os.environ["RANK"]), folder / "spoilt"
+    if rank == 0:
+        for step in (CUT, 9):
+            shutil.copytree(good, place / f"step_{step:08d}")
+        shard = place / "step_00000009" / "shard_00001.safetensors"
+        shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    any_rank(False)
+    seen: dict[str, list[str]] = {}
+
+    def read(path: Path, digest: str) -> Any:
+        seen.setdefault(path.parent.name, []).append(path.name)
+        return read_hashed(path, digest)
+
+    shards = load_tensors(good / f"shard_{rank:05d}.safetensors").items()
+    wanted = [(name, *place) for name, place in held((k, len(t)) for k, t in shards).items()]
+    before, checkpoint.read_hashed = checkpoint.read_hashed, read
+    state, found = StateFiles(keep=1).load(place, wanted)
+    checkpoint.read_hashed = before
+    for key, tensor in shards:
+        kind, name, start = key.split(":")
+        assert found is not None and found.read(kind, name, int(start), len(tensor)).equal(tensor)
+    return {"step": state["global_step"], "read": {k: sorted(v) for k, v in seen.items()}}
+
+
 def main() -> None:
     """Every training that needs two ranks."""
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
@@ -128,9 +163,17 @@ def main() -> None:
         run = folder / name
         before = train(run, init, first, ranks=2, cut=CUT)
         wait(run / "checkpoints")
+        good = saved_states(run / "checkpoints")[0]
         if name == "same" and rank == 0:
             shutil.copytree(run / "checkpoints", folder / "back" / "checkpoints")
+        good = folder / "back" / "checkpoints" / good.name
+        listing = checkpoint.saved_states
+        if rank == 1:  # another machine's list of a folder may be older
+            checkpoint.saved_states = lambda path: []
         after = train(run, init, then, ranks=2)
+        if name == "same":
+            told["fallen_back"] = fall_back(folder, good)
+        checkpoint.saved_states = listing
         told[name] = {**before, "losses": before["losses"] + after["losses"]}
     told["from_one"] = train(folder / "from_one", init, "zero3", ranks=2)
     try:

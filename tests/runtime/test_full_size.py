@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import distributed
 from torch.fx.experimental import _config as shapes
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,11 +31,11 @@ from aqaa.data.collate import TokenBatch
 from aqaa.data.module import DataModule
 from aqaa.data.preferences import PreferenceBatch
 from aqaa.runtime import checkpoint
-from aqaa.runtime.checkpoint import StateFiles, read_state
+from aqaa.runtime.checkpoint import SHARDED, StateFiles, read_state
 from aqaa.runtime.compose import bind_targets, compose
 from aqaa.runtime.planner_memory import Placement, memory
-from aqaa.runtime.states import seal
-from aqaa.runtime.writer import Writer
+from aqaa.runtime.shard_files import shard_name
+from aqaa.storage import read_json, sha256_file
 from aqaa.vocabulary import Vocabulary
 from tests.conftest import ROOT
 from tests.runtime.many_ranks import network
@@ -211,24 +212,32 @@ def test_a_state_of_128_shards_is_shared_by_its_readers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (checkpoint.rank(), checkpoint.ranks()) == (5, RANKS)
-    names = [f"shard_{rank:05d}.safetensors" for rank in range(RANKS)]
+    each, names = 7, [shard_name(rank) for rank in range(RANKS)]
     writing, path = tmp_path / ".step_00000001.writing", tmp_path / "step_00000001"
     writing.mkdir()
-    for name in reversed(names):
-        (writing / name).write_bytes(b"")
-        (writing / f"{name}.sha256").write_text(f"{'0' * 64}  {name}")
-    lines = Writer.await_lines(writing, checkpoint.ranks())
-    assert [line[66:] for line in lines] == names
-    files = StateFiles(keep=1)
+    for rank, name in reversed([*enumerate(names)]):
+        part = torch.arange(each * rank, each * (rank + 1))
+        save_file({f"fp32:a:{each * rank}": part}, writing / name)
+        told = {"sha256": sha256_file(writing / name), "holds": {"a": [each * rank, each]}}
+        (writing / name).with_suffix(".json").write_text(json.dumps(told))
     monkeypatch.setattr(checkpoint, "rank", lambda: 0)  # the one that writes what all share
-    files.save_checkpoint({"step": 1}, tmp_path / "step_00000000")
+    monkeypatch.setattr(checkpoint, "from_first", lambda value: value)
+    files = StateFiles(keep=1)
+    files.save_checkpoint({SHARDED: {}}, path, storage_options={"fp32:a:0": torch.arange(each)})
     files.writer.wait()
-    monkeypatch.undo()
-    for name in ("state.json", "state.safetensors"):
-        (tmp_path / "step_00000000" / name).rename(writing / name)
-    manifest = (tmp_path / "step_00000000" / "MANIFEST.sha256").read_text().splitlines()
-    seal(writing, path, [*lines, *manifest])
+    assert read_json(path / "shards.json") == {"a": [[0, 0, each, RANKS]]}
+    read = checkpoint.read_hashed
     looked_at: list[str] = []
-    monkeypatch.setattr(checkpoint, "check_hash", lambda p, digest: looked_at.append(p.name))
-    assert read_state(path) == {"step": 1}
-    assert looked_at == [names[5]]
+
+    def reads(place: Path, digest: str) -> torch.Tensor:
+        looked_at.append(place.name)
+        return read(place, digest)
+
+    monkeypatch.setattr(checkpoint, "read_hashed", reads)
+    _, found = read_state(path, [("a", 5 * each, each)])  # on as many ranks
+    assert found is not None and looked_at[-1:] == names[5:6] and len(looked_at) == 4
+    looked_at.clear()
+    _, found = read_state(path, [("a", 16 * each, 3 * each + 1)])  # on fewer
+    assert found is not None and looked_at[3:] == names[16:20]
+    wanted = torch.arange(16 * each, 19 * each + 1)
+    assert found.read("fp32", "a", 16 * each, 3 * each + 1).equal(wanted)

@@ -11,7 +11,14 @@ from aqaa import cli
 from aqaa.errors import UsageError
 from aqaa.runtime.catalogue import conf_dir, fitting
 from aqaa.runtime.compose import compose
-from aqaa.runtime.planner import PLANNED, Plan, make_plan, nearest_fit, refuse_what_does_not_fit
+from aqaa.runtime.planner import (
+    PLANNED,
+    Plan,
+    make_plan,
+    nearest_fit,
+    refuse_endless_saving,
+    refuse_what_does_not_fit,
+)
 from aqaa.runtime.planner_memory import state_bytes
 from aqaa.runtime.planner_time import Hardware
 
@@ -70,6 +77,34 @@ def test_the_states_of_130b() -> None:
     assert kinds["activations"] > entering
     # 2^25 logits in float32 and bf16, and the head's gradient in both.
     assert kinds["logits"] == pytest.approx(6 * 2**25 + 6 * ROWS * WIDTH, rel=0.03)
+
+
+def test_what_130b_takes_in_the_hosts() -> None:
+    from aqaa.runtime.planner_memory import host_memory
+
+    found = big(SLIM)
+    copy = -(-12 * N // 64)
+    assert copy < 2**35 and copy > 2**34  # pinned memory comes in powers of two
+    assert found.record()["host_bytes"] == {"copy for saves": 2**35, "optimizer": 0, "weights": 0}
+    offloaded = big(SLIM, "trainer.strategy.offload=all").record()["host_bytes"]
+    assert offloaded["optimizer"] == -(-16 * N // 64) and offloaded["weights"] == -(-2 * N // 64)
+    here = host_memory(found.shape, found.place.with_(host=True))
+    assert here["copy for saves"] == copy
+    alone = host_memory(found.shape, found.place.with_(stage=0, host=True))
+    assert alone["copy for saves"] == 12 * N
+
+
+def test_saving_takes_a_share_of_the_time() -> None:
+    found = big(SLIM, "run.save_every_s=400")
+    assert found.timing.checkpoint_s == pytest.approx(12 * N / (5e9 * 8))
+    assert found.record()["saving_share"] == pytest.approx(found.timing.checkpoint_s / 400)
+    step = big(SLIM, "run.save_every_s=0", "trainer.accumulate_grad_batches=64")
+    assert step.saving_share == pytest.approx(step.timing.checkpoint_s / step.timing.step_s)
+    refuse_endless_saving(step)  # a step alone takes longer than a save
+    with pytest.raises(UsageError, match=r"nearest that fits is run.save_every_s=40, and") as told:
+        refuse_endless_saving(big(SLIM, "run.save_every_s=30"))
+    assert "run.save_every_s=30 is less than the 40 s" in str(told.value)
+    refuse_endless_saving(big(SLIM, "run.save_every_s=40"))
 
 
 def test_the_speed_of_130b() -> None:
@@ -174,7 +209,8 @@ def test_the_table_and_the_sbatch_file(
     words = ["sft", "preset=paper/sft_1", SLIM, "run.name='it is'", "rows=1", "gpu=h200"]
     assert cli.main(["plan", *words, "backbone=step1_130b", "nodes=4", f"out={job}"]) == 0
     said = capsys.readouterr().out
-    for part in ("131,946,590,208", "2.11 TB", "ZeRO-3", "peak, in the", "limit", "MFU"):
+    parts = ["131,946,590,208", "2.11 TB", "ZeRO-3", "peak, in the", "limit", "MFU"]
+    for part in [*parts, "in its host: copy for saves", "4.4 % of the time"]:
         assert part in said
     subprocess.run(["bash", "-n", str(job)], check=True)
     text = job.read_text()

@@ -1,5 +1,6 @@
 """A replayed step has the very batches the training saw, and opens what a run left of it."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from aqaa.errors import UsageError
 from aqaa.runtime import replay as module
 from aqaa.runtime.dumps import Trouble, write_dump
 from aqaa.runtime.replay import Turn, replay, turns
+from aqaa.runtime.starts import Start, read_starts
 from aqaa.stages.dpo import Dpo
 from aqaa.stages.language import LanguageModel
 from aqaa.storage import load_tensors, read_json
-from tests.conftest import Chain
+from tests.conftest import STEPS, Chain
 from tests.runs import train
 
 PACKED = ("data.row_tokens=1024", "data.rows=2", "trainer.accumulate_grad_batches=2")
@@ -84,6 +86,41 @@ def test_turns_are_numbered_as_the_data_module_does() -> None:
     assert [t.number for t in turns(settings, 3)] == [2, 3, 4, 0]
 
 
+def test_ranks_are_those_of_the_start_that_took_the_step() -> None:
+    trainer = {"accumulate_grad_batches": 2, "devices": 2, "num_nodes": 1}
+    settings = {"trainer": trainer, "run": {"repeat_batches": None}}
+    starts = [Start(0, 4, 1), Start(3, 1, 4), Start(5, 2, 2)]
+    assert turns(settings, 2, starts=starts) == [Turn(8 + rank, rank, 0) for rank in range(4)]
+    assert turns(settings, 4, starts=starts) == [Turn(16 + micro, 0, micro) for micro in range(4)]
+    assert turns(settings, 5, starts=starts) == turns(settings, 5)
+    assert [t.rank for t in turns(settings, 2, 2, starts)] == [0, 1, 0, 1]
+    trainer["devices"] = "auto"  # type: ignore[assignment]
+    assert len(turns(settings, 2, starts=starts)) == 4
+    with pytest.raises(UsageError, match="devices=auto does not tell how many ranks"):
+        turns(settings, 2)
+
+
+def test_a_step_that_is_none_of_the_run_is_refused(
+    chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "sft_1"
+    shutil.copytree(chain / "sft_1", run)
+    assert read_starts(run) == [Start(0, 1, 1)]
+    for step in (STEPS, 1_000_000):
+        with pytest.raises(UsageError, match=f"step={step} is none of .*, which took steps 0 to"):
+            replay(source=str(run), step=step)
+    (run / "lineage.json").unlink()  # as if it had been cut
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UsageError, match=f"step={STEPS} is none of .*, which takes steps 0 to"):
+        replay(source=str(run), step=STEPS)
+    (run / "checkpoints/step_00000002").mkdir(parents=True)
+    capsys.readouterr()
+    replay(source=str(run), step=1)
+    assert "was cut" not in capsys.readouterr().out
+    replay(source=str(run), step=2)
+    assert "was cut: it is known to have taken 2 steps\n" in capsys.readouterr().out
+
+
 def test_a_dump_is_opened_and_compared(
     chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,7 +149,7 @@ def test_errors_of_use(chain: Chain, tmp_path: Path) -> None:
     for data in ("bogus: 1", f"corpus: {chain}/corpus, tokens: {chain}/tokens, tasks: {{}}"):
         (tmp_path / "config.yaml").write_text(
             f"data: {{_target_: aqaa.data.dialogues.DialogueBatches, {data}}}\n"
-            "stage: {}\ntrainer: {}\n"
+            "stage: {}\ntrainer: {}\nrun: {steps: 1}\n"
         )
         with pytest.raises(UsageError, match="does not hold the settings of this version: "):
             replay(source=str(tmp_path), step=0)
@@ -124,7 +161,7 @@ def test_errors_of_use(chain: Chain, tmp_path: Path) -> None:
 
 def test_settings_of_a_run_folder_build_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(
-        "data: {_target_: os.system, command: 'false'}\nstage: {}\ntrainer: {}\n"
+        "data: {_target_: os.system, command: 'false'}\nstage: {}\ntrainer: {}\nrun: {steps: 1}\n"
     )
     with pytest.raises(UsageError, match="trains from os.system: replay knows"):
         replay(source=str(tmp_path), step=0)

@@ -11,14 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
 from aqaa.errors import UsageError
 from aqaa.runtime.checkpoint import StateFiles, read_state
-from aqaa.runtime.shards import MASTER, ShardFiles, WholeCopies, optimizer_state, unsharded
+from aqaa.runtime.shards import MASTER, WholeCopies, optimizer_state, unsharded
 from aqaa.runtime.states import saved_states
-from aqaa.storage import load_tensors, verify_manifest
+from aqaa.storage import load_tensors, read_json, verify_manifest
 from tests.conftest import ROOT
 from tests.runtime.sharded import CUT, STEPS, train, write_tied
 from tests.runtime.two_ranks import LORA
@@ -123,9 +121,11 @@ def test_each_rank_has_a_file_and_the_manifest_lists_all(folder: Path) -> None:
         "shard_00000.safetensors",
         "shard_00001.safetensors",
     ]
+    listed = read_json(state / "shards.json")
+    assert len(listed) == 2 * 9 + 2 and all(len(known) <= 2 for known in listed.values())
     tensors = load_tensors(state / "shard_00001.safetensors")
     assert tensors and all(t.dim() == 1 and t.numel() for t in tensors.values())
-    for name in ("shard_00000.safetensors", "shard_00001.safetensors"):
+    for name in ("shard_00000.safetensors", "shard_00001.safetensors", "shards.json"):
         whole = (state / name).read_bytes()
         rng = random.Random(name)
         for _ in range(20):
@@ -138,33 +138,7 @@ def test_each_rank_has_a_file_and_the_manifest_lists_all(folder: Path) -> None:
     read_state(state)
 
 
-# ---- cutting and joining, against plain slicing
-
-
-def write_shards(folder: Path, whole: dict[str, Tensor], cuts: list[int]) -> None:
-    """Every tensor of ``whole`` cut at ``cuts``, a file a part."""
-    folder.mkdir()
-    for rank, (begin, end) in enumerate(zip([0, *cuts], [*cuts, None], strict=True)):
-        parts = {f"{k}:{begin}": v.flatten()[begin:end].clone() for k, v in whole.items()}
-        kept = {name: part for name, part in parts.items() if len(part)}
-        save_file(kept, folder / f"shard_{rank:05d}.safetensors")
-
-
-def test_any_stretch_is_read_from_any_cut(tmp_path: Path) -> None:
-    whole = {f"{MASTER}:a.b": torch.rand(3, 5), f"{MASTER}:c": torch.rand(4)}
-    for number, cuts in enumerate(([], [7], [1, 2, 14], [5, 10])):
-        write_shards(tmp_path / str(number), whole, cuts)
-        files = ShardFiles(folder=tmp_path / str(number))
-        for full, tensor in whole.items():
-            name = full.split(":")[1]
-            for start in range(tensor.numel()):
-                for count in range(1, tensor.numel() - start + 1):
-                    found = files.read(MASTER, name, start, count)
-                    assert found.equal(tensor.flatten()[start : start + count])
-    with pytest.raises(UsageError, match="lack fp32 of c"):
-        files.read(MASTER, "c", 2, 3)
-    with pytest.raises(UsageError, match="lack exp_avg of c"):
-        files.read("exp_avg", "c", 0, 1)
+# ---- whole copies beside shards
 
 
 def test_a_plain_optimizer_reads_as_shards_and_back(tmp_path: Path) -> None:
@@ -190,6 +164,19 @@ def test_a_plain_optimizer_reads_as_shards_and_back(tmp_path: Path) -> None:
     for number, moments in optimizer.state_dict()["state"].items():
         assert moments.keys() == back["state"][number].keys()
         assert all(moments[k].equal(back["state"][number][k]) for k in moments)
+
+
+def test_each_rank_reads_its_own_file_once_and_all_fall_back_together(folder: Path) -> None:
+    common = ["shards.json", "state.json", "state.safetensors"]
+    for rank in (0, 1):
+        told = json.loads((folder / f"told.{rank}.json").read_text())["fallen_back"]
+        shard = f"shard_{rank:05d}.safetensors"
+        files = sorted([*common, shard])
+        assert told == {"step": CUT, "read": {"step_00000009": files, "step_00000003": files}}
+    assert sorted(p.name for p in (folder / "spoilt").iterdir()) == [
+        "damaged_step_00000009",
+        "step_00000003",
+    ]
 
 
 def test_a_plain_run_needs_no_shards(folder: Path) -> None:

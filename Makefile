@@ -30,7 +30,7 @@ demo: setup  ## the whole chain, tiny, from synthetic speech to judged spoken an
 test: setup  ## the test suite
 	$(BIN)/python -m pytest -q
 
-check: setup  ## what CI runs: style, types, tests
+check: setup  ## style, types and the test suite; CI runs the suite alone
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q

@@ -30,6 +30,7 @@ _SOURCES: dict[str, Callable[..., Any]] = {
     "aqaa.data.dialogues.DialogueBatches": DialogueBatches,
     "aqaa.data.preferences.PreferenceBatches": PreferenceBatches,
 }
+_NEEDED = {"data", "run", "stage", "trainer"}
 _SHOWN = 4
 
 
@@ -120,7 +121,9 @@ def _ranks(trainer: dict[str, Any]) -> int:
 def _check_step(run: Path, settings: dict[str, Any], step: int) -> None:
     """Refuse a step that the run has not taken and never will; say where that is not known."""
     record = read_lineage(run)
-    steps = record.steps if record else int(settings["run"]["steps"])
+    steps = record.steps if record else settings["run"].get("steps")
+    if not isinstance(steps, int):
+        raise UsageError(f"{run / 'config.yaml'} does not hold the settings of a training")
     if step >= steps:
         took = "took" if record else "takes"
         raise UsageError(f"step={step} is none of {run}, which {took} steps 0 to {steps - 1}")
@@ -138,7 +141,7 @@ def _settings(run: Path) -> dict[str, Any]:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is damaged: {' '.join(str(error).split())[:120]}") from None
-    if not isinstance(settings, dict) or not {"data", "stage", "trainer"} <= set(settings):
+    if not isinstance(settings, dict) or not _NEEDED <= set(settings):
         raise UsageError(f"{path} does not hold the settings of a training")
     return settings
 

@@ -20,13 +20,23 @@ def no_number(loss: Tensor, batch: Pair) -> Tensor:
     return loss * float("nan") if batch.ids[0] == 5 else loss
 
 
+def no_number_early(loss: Tensor, batch: Pair) -> Tensor:
+    """In the first batch of a step: it is looked at with the last, and before the step."""
+    return loss * float("nan") if batch.ids[0] == 4 else loss
+
+
 def no_gradient(loss: Tensor, batch: Pair) -> Tensor:
     """A finite loss whose gradient is 0 times infinity."""
     return loss + (loss * 0).sqrt() if batch.ids[0] == 4 else loss
 
 
 @pytest.mark.parametrize(
-    ("plant", "why"), [(no_number, "the loss is nan"), (no_gradient, "the gradient's norm is nan")]
+    ("plant", "why"),
+    [
+        (no_number, "the loss is nan"),
+        (no_number_early, "the loss is nan"),
+        (no_gradient, "the gradient's norm is nan"),
+    ],
 )
 def test_what_is_no_number_stops_the_run_and_its_batches_are_saved(
     plant: object, why: str, tmp_path: Path
@@ -36,7 +46,7 @@ def test_what_is_no_number_stops_the_run_and_its_batches_are_saved(
     with pytest.raises(NotANumber, match=sentence) as caught:
         fit(toy, guarded(tmp_path), accumulate=2)
     assert "\n" not in str(caught.value)
-    assert len(toy.losses) == 6 and torch.isfinite(torch.tensor(toy.losses[:5])).all()
+    assert len(toy.losses) == 6 and torch.isfinite(torch.tensor(toy.losses[:4])).all()
     # The step was not taken: the weights are still numbers.
     assert all(torch.isfinite(p).all() for p in toy.parameters())
     found, batches = read_dump(tmp_path / "dumps/step_00000002")

@@ -62,6 +62,7 @@ def test_alone_one_decides_and_a_started_rank_goes_on(monkeypatch: pytest.Monkey
     assert launch.decided(lambda: True) is True
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert launch.decided(lambda: pytest.fail("asked")) is False
+    assert launch.decided(lambda: True, looks=True) is True  # what it sees itself
 
 
 @pytest.mark.parametrize("kind", ["torchrun", "srun"])

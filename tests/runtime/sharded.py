@@ -75,8 +75,9 @@ def train(
     pl.seed_everything(0, verbose=False)
     seen: dict[str, Any] = {"losses": []}
     settings = OptimizerSettings(
-        lr=0.01, warmup_steps=2, schedule="cosine", weight_decay=0.1, new_rows_lr_ratio=3.0
-    )
+        lr=0.01, warmup_steps=2, schedule="cosine", weight_decay=0.1,
+        new_rows_lr_ratio=None if adapter else 3.0,
+    )  # fmt: skip
     states, files = run / "checkpoints", StateFiles(keep=1)
     saver = AskAt(files=files, folder=states, every_s=1000)
     saver.step = cut

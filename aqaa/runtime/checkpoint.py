@@ -54,6 +54,23 @@ class StateFiles(CheckpointIO):
         self._shard = HostCopy()
         self.writer = Writer()
 
+    def reserve(self, path: Path, *, state_bytes: int, shard_bytes: int, pinned: bool) -> None:
+        """Take the memory that saves are copied into, in the thread, before the first of them.
+
+        Args:
+            path: of the states, for what is said if there is none.
+            state_bytes: about what rank 0 will save.
+            shard_bytes: about what this rank alone holds.
+            pinned: the tensors are on a GPU.
+        """
+
+        def take() -> None:
+            if rank() == 0:
+                self._state.reserve(state_bytes, pinned=pinned)
+            self._shard.reserve(shard_bytes, pinned=pinned)
+
+        self.writer.begin(path, take)
+
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:

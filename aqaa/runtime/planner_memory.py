@@ -149,8 +149,8 @@ def checkpoint_bytes(shape: Shape, place: Placement) -> int:
 def host_memory(shape: Shape, place: Placement) -> dict[str, int]:
     """Bytes a rank needs in its host by kind; CPU ranks need them beside :func:`memory`.
 
-    A save is copied there and written from there. The copy is kept; beside a GPU it is pinned, for
-    which torch takes a power of two. Of whole copies rank 0 alone has one. A resume reads its files
+    A save is copied there and written from there. The copy is kept; of what lies on a GPU it is
+    pinned, for which torch takes a power of two. Of whole copies rank 0 alone has one. A resume reads its files
     into as much memory, and gives it back before the first save.
     """
     share = place.ranks if place.zero else 1
@@ -158,8 +158,9 @@ def host_memory(shape: Shape, place: Placement) -> dict[str, int]:
     gradient_bytes = 4  # in float32, beside the state that is offloaded
     offloaded = shape.whole.trainable * (_optimizer_bytes(place) + gradient_bytes)
     weights = shape.whole.parameters * place.weight_bytes
+    pageable = place.host or place.offload_optimizer
     return {
-        "copy for saves": copy if place.host else 1 << (copy - 1).bit_length(),
+        "copy for saves": copy if pageable else 1 << (copy - 1).bit_length(),
         "optimizer": _ceil(offloaded, share) if place.offload_optimizer else 0,
         "weights": _ceil(weights, share) if place.offload_weights else 0,
     }

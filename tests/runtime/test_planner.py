@@ -87,6 +87,7 @@ def test_what_130b_takes_in_the_hosts() -> None:
     assert copy < 2**35 and copy > 2**34  # pinned memory comes in powers of two
     assert found.record()["host_bytes"] == {"copy for saves": 2**35, "optimizer": 0, "weights": 0}
     offloaded = big(SLIM, "trainer.strategy.offload=all").record()["host_bytes"]
+    assert offloaded["copy for saves"] == copy  # of memory to memory
     assert offloaded["optimizer"] == -(-16 * N // 64) and offloaded["weights"] == -(-2 * N // 64)
     here = host_memory(found.shape, found.place.with_(host=True))
     assert here["copy for saves"] == copy

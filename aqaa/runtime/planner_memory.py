@@ -150,8 +150,8 @@ def host_memory(shape: Shape, place: Placement) -> dict[str, int]:
     """Bytes a rank needs in its host by kind; CPU ranks need them beside :func:`memory`.
 
     A save is copied there and written from there. The copy is kept; of what lies on a GPU it is
-    pinned, for which torch takes a power of two. Of whole copies rank 0 alone has one. A resume reads its files
-    into as much memory, and gives it back before the first save.
+    pinned, for which torch takes a power of two. Of whole copies rank 0 alone has one. A resume
+    reads its files into as much memory, and gives it back before the first save.
     """
     share = place.ranks if place.zero else 1
     copy = _ceil(checkpoint_bytes(shape, place), share)

@@ -26,6 +26,8 @@ _PLACE = (
 # Of the trainer: how many processes and of what kind, and what each of them counts for itself.
 _RANKS = ("accelerator", "devices", "num_nodes", "strategy")
 _PER_RANK = ("accumulate_grad_batches", "val_check_interval")
+# Lightning lets most of these be 0, or a half, and divides by them later.
+_COUNTS = (*_PER_RANK, "log_every_n_steps", "num_nodes")
 # Strategies by name: all train whole copies. Lightning's sharded ones divide the gradients of
 # several batches twice, build other weights than one process has, and save in files of their own.
 _NAMED_STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
@@ -116,11 +118,10 @@ def check_trainer(trainer: Any) -> None:
             f"trainer.strategy={named} is none of {', '.join(_NAMED_STRATEGIES)}: for shards say "
             f"trainer=zero3_nodes or trainer=gloo, with trainer.strategy.stage=1, 2 or 3"
         )
-    if trainer.accumulate_grad_batches < 1:
-        raise UsageError(
-            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}: a step takes one "
-            f"batch at least"
-        )
+    for name in _COUNTS:
+        value = trainer.get(name)
+        if isinstance(value, int | float) and (value < 1 or value != int(value)):
+            raise UsageError(f"trainer.{name}={value} must be a whole number, 1 or more")
 
 
 def _finished(out: Path, made_of: str) -> bool:
@@ -239,7 +240,8 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
         trainer = instantiate(cfg.trainer)(
             logger=[MetricsFile(folder=out), *more], callbacks=callbacks, plugins=[files]
         )
-    except (MisconfigurationException, ValueError) as error:  # no GPU here, an unknown precision
+    except (ImportError, MisconfigurationException, TypeError, ValueError) as error:
+        # No GPU here, an unknown precision, an accelerator that needs another package.
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
             f"this machine or Lightning has no trainer of accelerator={cfg.trainer.accelerator} "

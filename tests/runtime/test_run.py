@@ -345,7 +345,11 @@ def test_a_config_that_does_not_fit_is_refused_before_anything_is_made(
         ("stage._target_=os.system", "stage._target_ = os.system is refused"),
         ("vocoder.blocks=many", "vocoder.blocks = 'many' does not fit: it must be int"),
         ("trainer.strategy=deepspeed_stage_3", "for shards say trainer=zero3_nodes"),
-        ("trainer.accumulate_grad_batches=0", "accumulate_grad_batches=0: a step takes one batch"),
+        ("trainer.accumulate_grad_batches=0", "accumulate_grad_batches=0 must be a whole number"),
+        ("trainer.accumulate_grad_batches=1.5", "accumulate_grad_batches=1.5 must be a whole"),
+        ("trainer.log_every_n_steps=0", "log_every_n_steps=0 must be a whole number, 1 or more"),
+        ("trainer.val_check_interval=0", "val_check_interval=0 must be a whole number, 1 or more"),
+        ("trainer.num_nodes=0", "trainer.num_nodes=0 must be a whole number, 1 or more"),
     ):
         with pytest.raises(UsageError, match=sentence):
             train(chain.words("vocoder_waveform", tmp_path, more))
@@ -357,6 +361,8 @@ def test_a_config_that_does_not_fit_is_refused_before_anything_is_made(
     [
         ("trainer=gpu", "no trainer of accelerator=gpu devices=1 precision=bf16-mixed: No support"),
         ("trainer.precision=7", "precision=7: Precision 7 is invalid"),
+        ("trainer.devices=-3", "no trainer of accelerator=cpu devices=-3 precision=32-true: "),
+        ("trainer.accelerator=tpu", "no trainer of accelerator=tpu devices=1 precision=32-true: "),
     ],
 )
 def test_a_trainer_that_is_not_to_be_had_is_one_sentence(

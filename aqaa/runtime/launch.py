@@ -15,6 +15,12 @@ _calls = count()
 _stores: list[Any] = []  # rank 0 serves its store from its own process, as long as it lives
 
 
+def rank_told() -> int:
+    """Number of this process as its launcher has told it, 0 if none has."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return int(next((os.environ[name] for name in names if name in os.environ), "0"))
+
+
 def is_first() -> bool:
     """Whether this process is rank 0, the one that writes."""
     if "RANK" in os.environ:

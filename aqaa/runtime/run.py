@@ -21,7 +21,7 @@ FINGERPRINT = "fingerprint.json"
 # Settings that say where and how often, not what: they may differ between a run and its resume.
 _PLACE = (
     *("root", "name", "out", "loader_workers", "save_every_s", "keep_states", "hang_after_s"),
-    "overwrite",
+    *("hang_outside_s", "overwrite"),
 )
 # Of the trainer: how many processes and of what kind, and what each of them counts for itself.
 _RANKS = ("accelerator", "devices", "num_nodes", "strategy")
@@ -227,12 +227,9 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
     files = StateFiles(keep=cfg.run.keep_states)
     saver = SaveState(files=files, folder=states, every_s=cfg.run.save_every_s)
     more = [instantiate(cfg.log.logger)] if cfg.log.get("logger") else []
-    callbacks = [
-        saver,
-        ShowProgress(name=cfg.run.name),
-        StopOnNonFinite(run=out),
-        Watchdog(run=out, after_s=cfg.run.hang_after_s),
-    ]
+    limits_s = {"after_s": cfg.run.hang_after_s, "outside_s": cfg.run.hang_outside_s}
+    watchdog = Watchdog(run=out, **limits_s)
+    callbacks = [saver, ShowProgress(name=cfg.run.name), StopOnNonFinite(run=out), watchdog]
     try:
         trainer = instantiate(cfg.trainer)(
             logger=[MetricsFile(folder=out), *more], callbacks=callbacks, plugins=[files]
@@ -243,8 +240,10 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
             f"this machine or Lightning has no trainer of accelerator={cfg.trainer.accelerator} "
             f"devices={cfg.trainer.devices} precision={cfg.trainer.precision}: {reason}"
         ) from error
+    several = trainer.num_devices * trainer.num_nodes > 1
     try:
-        trainer.fit(stage, data, ckpt_path=states if saved_states(states) else None)
+        with watchdog.outside("loading", several=several):
+            trainer.fit(stage, data, ckpt_path=states if saved_states(states) else None)
     except StopRequested as stop:
         raise _stop(stop.number) from None
     except SystemExit:  # Lightning turns Ctrl-C into an exit
@@ -252,7 +251,8 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
     except Exception:
         end_others(trainer.strategy)  # they wait for this rank in vain
         raise
-    stage.export(out / lineage.MODEL, gather_of(trainer.strategy))
+    with watchdog.outside("exporting", several=several):
+        stage.export(out / lineage.MODEL, gather_of(trainer.strategy))
     # What the optimizer trained: a running average is a copy, not a parameter.
     parameters = sum(shape_of(p).numel() for p in stage.parameters() if p.requires_grad)
     return _Fitted(saver.seconds, trainer.global_step, parameters, saver.asked)

@@ -197,6 +197,8 @@ def restore(
 ) -> None:
     """Fill masters, moments and the parameters computed with; every rank reads only its share.
 
+    No parameter is gathered yet, small ones that stay whole either: the first pass does that.
+
     Raises:
         UsageError: the saved parameters are not those of this run.
     """
@@ -212,9 +214,6 @@ def restore(
     if not stage_3:
         for name, shape in about["shapes"].items():
             named[name].data.copy_(_whole(files, MASTER, name, shape))
-    elif small := zero.persistent_parameters:  # kept whole on every rank
-        small[0].partition(small, has_been_updated=False)
-        small[0].all_gather(small)
 
 
 def _check_shapes(named: Mapping[str, nn.Parameter], saved: dict[str, list[int]]) -> None:

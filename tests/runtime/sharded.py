@@ -85,6 +85,7 @@ def train(
         accelerator="cpu",
         devices=ranks,
         strategy=strategy(zero) if ranks > 1 else "auto",
+        precision="bf16-mixed" if zero == "nodes" else "32-true",
         max_steps=STEPS,
         accumulate_grad_batches=4 // ranks,
         gradient_clip_val=1.0,
@@ -125,7 +126,10 @@ def main() -> None:
     lora = folder / "lora_back"
     told["lora_back"] = train(lora, init, "zero3", ranks=2, cut=CUT, adapter=LORA)
     told["lora_on"] = train(folder / "lora_on", init, "zero3", ranks=2, adapter=LORA)
-    for name, first, then in (("same", "zero3", "zero3"), ("other", "zero3", "zero1")):
+    told["whole_nodes"] = train(folder / "whole_nodes", init, "nodes", ranks=2)
+    for name, first, then in (
+        ("same", "zero3", "zero3"), ("other", "zero3", "zero1"), ("nodes", "nodes", "nodes"),
+    ):  # fmt: skip
         run = folder / name
         before = train(run, init, first, ranks=2, cut=CUT)
         wait(run / "checkpoints")

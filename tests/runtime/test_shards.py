@@ -79,6 +79,14 @@ def test_two_ranks_go_on_as_if_nothing_had_been(folder: Path) -> None:
     assert model(folder / "same") == model(folder / "whole")
 
 
+def test_so_do_bf16_and_small_parameters_kept_whole(folder: Path) -> None:
+    """As trainer=zero3_nodes has it: fp32 masters, gradients exchanged meanwhile."""
+    assert together(folder, "nodes") == together(folder, "whole_nodes")
+    assert len(together(folder, "nodes")) == BATCHES
+    assert model(folder / "nodes") == model(folder / "whole_nodes")
+    assert together(folder, "nodes") != together(folder, "same")
+
+
 def test_another_zero_stage_takes_it_up(folder: Path) -> None:
     assert together(folder, "other") == pytest.approx(together(folder, "whole"), abs=1e-5)
     assert furthest(folder / "other", folder / "whole") < 1e-5

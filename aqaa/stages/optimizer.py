@@ -85,7 +85,7 @@ class OptimizerSettings:
             optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=betas, fused=True)
             # A fused step would divide by a loss scale itself, so Lightning refuses to clip before
             # it in mixed precision. Without this mark the scale is taken out first; bf16 has none.
-            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+            optimizer._step_supports_amp_scaling = False
         scheduler = LambdaLR(optimizer, lambda step: self.factor(step, steps))
         return {
             "optimizer": optimizer,

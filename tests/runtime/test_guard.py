@@ -95,6 +95,19 @@ def test_who_moves_is_left_alone(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_long_check_is_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    class Checked(Toy):
+        def validation_step(self, batch: Pair, batch_idx: int) -> None:
+            time.sleep(0.6)
+
+    monkeypatch.setattr(Source, "validation", lambda self: [self.batch(i) for i in range(6)])
+    more = {"val_check_interval": 2, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0}
+    fit(Checked(), guarded(tmp_path, after_s=2.5), steps=2, **more)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_watchdog_without_time_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="run.hang_after_s=0"):
         Watchdog(run=tmp_path, after_s=0)

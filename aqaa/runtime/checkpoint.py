@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,20 @@ class StateFiles(CheckpointIO):
             seal(temporary, path, sorted(lines, key=lambda line: line[66:]))
             self._retain(path)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            self._undo(temporary)
             raise
+
+    @staticmethod
+    def _undo(temporary: Path) -> None:
+        """Free the disk; a rank other than the first leaves a mark, and the folder to the first."""
+        if rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            return
+        shard = temporary / f"shard_{rank():05d}.safetensors"
+        with suppress(OSError):
+            for path in (shard, shard.with_name(f".{shard.name}")):
+                path.unlink(missing_ok=True)
+            shard.with_suffix(".failed").touch()
 
     def _retain(self, latest: Path) -> None:
         for old in saved_states(latest.parent)[self._keep :]:

@@ -3,6 +3,7 @@
 ``torchrun -m tests.runtime.sharded FOLDER`` does all that needs two ranks in one launch.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -64,8 +65,8 @@ class Spoilt(Sft):
 
 def train(
     run: Path, init: Path, zero: str, *, ranks: int, cut: int = -1, kind: type[Sft] = Sft,
-    adapter: Lora | None = None,
-) -> Any:
+    adapter: Lora | None = None, fails: bool = False,
+) -> Any:  # fmt: skip
     """Losses of this rank's batches, from where the states below ``run`` stand."""
     import lightning.pytorch as pl
 
@@ -79,7 +80,9 @@ def train(
         new_rows_lr_ratio=None if adapter else 3.0,
     )  # fmt: skip
     states, files = run / "checkpoints", StateFiles(keep=1)
-    saver = AskAt(files=files, folder=states, every_s=1000)
+    saver = AskAt(files=files, folder=states, every_s=0 if fails else 1000)
+    if fails and os.environ["RANK"] == "1":
+        files.save_checkpoint = failing(files)  # type: ignore[method-assign]
     saver.step = cut
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -107,6 +110,23 @@ def train(
     else:
         stage.export(run / "model", gather_of(trainer.strategy))
     return seen
+
+
+def failing(files: StateFiles) -> Any:
+    """Saves until the disk of this rank is full, which is in its third save."""
+    real, saves = files.save_checkpoint, []
+
+    def full(path: Path) -> str:
+        path.write_bytes(b"half a shard")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def save(*args: Any, **kwargs: Any) -> None:
+        saves.append(1)
+        if len(saves) == 3:
+            files._shard.write = full  # type: ignore[method-assign,assignment]
+        real(*args, **kwargs)
+
+    return save
 
 
 def wait(trainer_files: Path) -> None:
@@ -142,6 +162,10 @@ def main() -> None:
         train(folder / "nan", init, "zero3", ranks=2, kind=Spoilt)
     except ValueError as error:
         told["nan"] = str(error)
+    try:
+        train(folder / "full", init, "zero3", ranks=2, fails=True)
+    except ValueError as error:
+        told["full"] = str(error)
     (folder / f"told.{rank}.json").write_text(json.dumps(told))
 
 

@@ -217,7 +217,7 @@ def test_a_state_of_128_shards_is_shared_by_its_readers(
     for name in reversed(names):
         (writing / name).write_bytes(b"")
         (writing / f"{name}.sha256").write_text(f"{'0' * 64}  {name}")
-    lines = Writer.await_lines(writing, checkpoint.ranks())
+    lines = Writer().await_lines(writing, checkpoint.ranks())
     assert [line[66:] for line in lines] == names
     files = StateFiles(keep=1)
     monkeypatch.setattr(checkpoint, "rank", lambda: 0)  # the one that writes what all share

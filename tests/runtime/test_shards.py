@@ -124,6 +124,19 @@ def test_a_gradient_that_is_no_number_stops_two_ranks_with_their_batches(folder:
     assert len(list((folder / "nan/dumps").rglob("rank_*.safetensors"))) == 2
 
 
+def test_a_full_disk_of_one_rank_ends_both_and_loses_nothing(folder: Path) -> None:
+    first, second = (
+        json.loads((folder / f"told.{rank}.json").read_text())["full"] for rank in (0, 1)
+    )
+    assert "No space left on device; make room and run the same command again" in second
+    told = ("shard_00001 was not written by its rank", "another rank cannot write its share")
+    assert any(sentence in first for sentence in told), first
+    last = saved_states(folder / "full/checkpoints")
+    assert [step.name for step in last] == ["step_00000001"]
+    read_state(last[0])
+    assert list((folder / "full/checkpoints").iterdir()) == last
+
+
 def test_each_rank_has_a_file_and_the_manifest_lists_all(folder: Path) -> None:
     state = saved_states(folder / "back/checkpoints")[0]
     verify_manifest(state)

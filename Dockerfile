@@ -14,12 +14,15 @@ FROM python:${PYTHON} AS base
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_CONSTRAINT=/aqaa/constraints.txt DS_BUILD_OPS=0
 WORKDIR /aqaa
 COPY pyproject.toml setup.py constraints.txt README.md LICENSE NOTICE MANIFEST.in ./
+# The pip of the Makefile: later ones do not keep to PIP_CONSTRAINT where they build packages.
+RUN pip install pip==23.2.1
 COPY conf conf
 COPY aqaa aqaa
 
 FROM base AS cpu
 ENV DS_ACCELERATOR=cpu
-RUN pip install --index-url https://download.pytorch.org/whl/cpu torch==2.13.0
+# Alone: that index has not every pinned version of what torch needs, which comes with the rest.
+RUN pip install --no-deps --index-url https://download.pytorch.org/whl/cpu torch==2.13.0
 RUN pip install -e '.[demo]'
 ENTRYPOINT ["aqaa"]
 CMD ["doctor"]

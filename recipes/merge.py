@@ -9,9 +9,9 @@ On a laptop:
 With other parts:
     python recipes/merge.py 'models=[runs/sft_1/model,runs/dpo/model]' 'weights=[1,1]' out=runs/half
 
-Time: seconds. There is no cluster form: files are read tensor by tensor.
+Time: seconds, or what the disk takes. There is no cluster form: memory does not grow with the size.
 Expect: a model about as good as its parts; the walkthrough's report shows all four side by side.
-Ours: embeddings and head are averaged like the rest; the paper does not say.
+Ours: embeddings and head are averaged like the rest unless audio_weights says otherwise.
 
 More: recipes/merge.md.
 """

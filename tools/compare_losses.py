@@ -74,8 +74,9 @@ def train(
         words.append("run.keep_states=1000000")
     env = {**os.environ, "PYTHONPATH": str(code), "AQAA_PROGRESS": "lines"}
     try:
+        # -P: the code of the current folder, a checkout too, must not come before the commit's.
         done = subprocess.run(
-            [sys.executable, "-m", "aqaa", *words], env=env, capture_output=True, text=True
+            [sys.executable, "-P", "-m", "aqaa", *words], env=env, capture_output=True, text=True
         )
     finally:
         if commit is not None:

@@ -5,9 +5,10 @@ Letters: B sequences, T ids, V table rows, W width, S rows of a slot.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from aqaa.backbone.shards import SHARD_BYTES, write_tensors
 from aqaa.errors import UsageError
 from aqaa.storage import Gather, atomic_folder, in_place, narrowed, read_json, write_json
 from aqaa.stream import Slot, StreamLayout
@@ -110,12 +112,17 @@ class Backbone:
         Every rank calls this; the one that ``gather`` says keeps the parameters writes. An adapter
         is written beside it, as ``adapter``, and added to the weights.
         """
+        # Transformers renames the tensors of a few families as it saves, which takes all at once.
+        renamed = getattr(self.model, "_weight_conversions", None)
+        if any(map(is_sharded, self.model.parameters())) and not renamed:
+            self._save_one_by_one(Path(folder), dtype, gather)
+            return
         state = whole_state(self.model, gather)
         if state is None:
             return
         if self.adapter is not None:
             self.adapter.save(Path(folder).parent / ADAPTER, state)
-            state = self.adapter.merged(state)
+            state = dict(self.adapter.merged(state.items(), state))
         with atomic_folder(folder) as temporary:
             kept: dict[int, Tensor] = {}  # tied tensors stay one, or the table is written twice
             stored = {
@@ -124,6 +131,56 @@ class Backbone:
             }
             self.model.save_pretrained(temporary, state_dict=stored)
             replace(self.ids, model_type=self.model.config.model_type).save(temporary)
+
+    def _save_one_by_one(self, folder: Path, dtype: torch.dtype | None, gather: Gather) -> None:
+        """The same of shards: beside its share the writing rank holds one file's worth."""
+        state = self.model.state_dict(keep_vars=True)
+        adapter = dict(gathered({n: t for n, t in state.items() if ".lora_" in n}, gather))
+        rest = gathered({n: t for n, t in state.items() if ".lora_" not in n}, gather)
+        try:
+            first = next(rest, None)
+            if first is None:  # another rank writes
+                return
+            tensors: Iterator[tuple[str, Tensor]] = chain([first], rest)
+            if self.adapter is not None:
+                self.adapter.save(folder.parent / ADAPTER, adapter)
+                tensors = self.adapter.merged(tensors, adapter)
+            with atomic_folder(folder) as temporary:
+                stored = ((name, narrowed(name, tensor, dtype)) for name, tensor in tensors)
+                write_tensors(temporary, stored, shard_bytes=SHARD_BYTES)
+                self._write_config(temporary)
+                replace(self.ids, model_type=self.model.config.model_type).save(temporary)
+        finally:
+            for _ in rest:  # whatever went wrong here, the others wait in every gather
+                pass
+
+    def _write_config(self, folder: Path) -> None:
+        """What ``save_pretrained`` writes beside the weights."""
+        config = self.model.config
+        config.dtype = str(self.model.dtype).removeprefix("torch.")
+        config.architectures = [type(self.model).__name__]
+        config.save_pretrained(folder)
+        if self.model.can_generate():
+            self.model.generation_config.save_pretrained(folder)
+
+
+def gathered(state: Mapping[str, Tensor], gather: Gather) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of a state dict of shards, whole and tied ones once, on the rank that keeps them.
+
+    On the others nothing comes; all ranks must come to the end of it.
+    """
+    seen: set[int] = set()
+    keeps = False
+    for name, tensor in state.items():
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        whole = tensor.detach()
+        if is_sharded(tensor):
+            with gather([tensor]) as keeps:
+                whole = tensor.detach().to("cpu", copy=True) if keeps else whole
+        if keeps:
+            yield name, whole
 
 
 def whole_state(model: nn.Module, gather: Gather) -> dict[str, Tensor] | None:

@@ -8,7 +8,7 @@ Letters: R rank, I inputs, O outputs of a linear layer.
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class Adapter:
     scale: float
 
     def save(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        """Write PEFT's folder from the whole state of the wrapped model."""
+        """Write PEFT's folder from A and B, whole, by their names in the wrapped model."""
         mine = {f"base_model.model.{name}": t for name, t in state.items() if ".lora_" in name}
         for name, tensor in mine.items():
             if not tensor.numel():
@@ -87,18 +87,21 @@ class Adapter:
             self.peft.save_pretrained(temporary, state_dict=mine, save_embedding_layers=False)
             (temporary / "README.md").unlink()  # a form for somebody to fill in
 
-    def merged(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state of the plain model: each weight (O, I) plus scale * B (O, R) A (R, I)."""
-        out = {}
-        for name, tensor in state.items():
+    def merged(
+        self, tensors: Iterable[tuple[str, Tensor]], adapter: Mapping[str, Tensor]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The plain model's, one by one: each weight (O, I) plus scale * B (O, R) A (R, I).
+
+        ``adapter`` holds A and B by their names, beside whatever else.
+        """
+        for name, tensor in tensors:
             layer, found, kind = name.partition(".base_layer.")
             if ".lora_" in name:
                 continue
             if found and kind == "weight":
-                a, b = (state[f"{layer}.lora_{half}.{_NAME}.weight"].float() for half in "AB")
+                a, b = (adapter[f"{layer}.lora_{half}.{_NAME}.weight"].float() for half in "AB")
                 tensor = (tensor.float() + self.scale * (b @ a)).to(tensor.dtype)
-            out[f"{layer}.{kind}" if found else name] = tensor
-        return out
+            yield (f"{layer}.{kind}" if found else name), tensor
 
 
 @torch.no_grad()

@@ -26,7 +26,8 @@ from aqaa.errors import UsageError
 from aqaa.storage import write_text
 
 PART, DIGEST = ".part", ".sha256"  # behind a weight file's name while the merge is not whole
-_BLOCK, _SLICE = 1 << 18, 1 << 15  # numbers a thread hands on at once; numbers summed at once
+_BLOCK, _SLICE = 1 << 18, 1 << 16  # numbers a thread hands on at once; numbers summed at once
+_CUT = (1 << 29) - 1  # bits that float64 has and float32 has not
 _THREADS, _AHEAD = 8, 2  # at most; blocks that may wait beside those that are being summed
 
 
@@ -50,33 +51,49 @@ class Merged:
     total_bytes: int
 
 
-def mean(parts: Iterable[tuple[Tensor, float]], total_weight: float, out: Tensor) -> None:
-    """Weighted mean of (N,) tensors, summed in float64 and rounded once into ``out``, (N,)."""
-    total = torch.empty(out.shape, dtype=torch.float64)
-    room = torch.empty_like(total)
+def room_for(numbers: int) -> Tensor:
+    """Memory for :func:`mean` to work in, taken once: (2, N) of float64."""
+    return torch.empty(2, numbers, dtype=torch.float64)
+
+
+def mean(
+    parts: Iterable[tuple[Tensor, float]], total_weight: float, out: Tensor, room: Tensor
+) -> None:
+    """Weighted mean of (N,) tensors, summed in float64 and rounded once.
+
+    Args:
+        parts: tensors and their weights.
+        total_weight: what the sum is divided by.
+        out: (N,), gets it.
+        room: of :func:`room_for` N or more.
+    """
+    total, term = room[:, : len(out)]
     for number, (tensor, weight) in enumerate(parts):
         # Not one fused operation: machines that have it would round otherwise than those without.
-        (room if number else total).copy_(tensor).mul_(weight)
+        product = (term if number else total).copy_(tensor)
+        if weight != 1:
+            product.mul_(weight)
         if number:
-            total.add_(room)
-    _round(total.div_(total_weight), out)
-
-
-def _round(exact: Tensor, out: Tensor) -> None:
-    """Round (N,) float64 into ``out`` once."""
+            total.add_(product)
+    total.div_(total_weight)
     if out.dtype == torch.float16:
-        out.numpy()[:] = exact.numpy()  # torch would go by float32 and round twice
+        out.numpy()[:] = total.numpy()  # torch would go by float32 and round twice
         return
-    if out.dtype != torch.bfloat16:
-        out.copy_(exact)
-        return
-    near = exact.float()  # so would it here: what comes to lie on a tie is moved off it again
-    bits = near.view(torch.int32)
-    ties = ((bits & 0xFFFF) == 0x8000).nonzero().squeeze(1)
-    if len(ties):
-        lost = exact[ties].abs() - near[ties].double().abs()
-        bits[ties] += lost.sign().int()
-    out.copy_(near)
+    if out.dtype == torch.bfloat16:
+        _to_odd(total, term)
+    out.copy_(total)
+
+
+def _to_odd(exact: Tensor, room: Tensor) -> None:
+    """Cut (N,) float64 to the bits of float32, the last one set where something was cut off.
+
+    Torch goes to bfloat16 by float32. Of numbers cut like this it makes what one rounding would; a
+    number beside a tie is not rounded onto it first. (Below 1e-38 float32 has fewer bits.)
+    """
+    bits, low = exact.view(torch.int64), room.view(torch.int64)
+    torch.bitwise_and(bits, _CUT, out=low)
+    low.add_(_CUT)  # carries where there is anything
+    bits.bitwise_or_(low).bitwise_and_(~_CUT)
 
 
 def merge_weights(
@@ -181,12 +198,13 @@ def _block(
     """The mean of numbers ``start`` to ``start + count`` of a tensor; weights of 0 read nothing."""
     out = torch.empty(count, dtype=DTYPES[models[0].tensors[name].dtype])
     used = [(model, weight) for model, weight in zip(models, weights, strict=True) if weight]
-    room = torch.empty(min(count, _SLICE), dtype=out.dtype)
+    read = torch.empty(min(count, _SLICE), dtype=out.dtype)
+    room = room_for(len(read))
     for at in range(0, count, _SLICE):
         piece = out[at : at + _SLICE]
-        here = room[: len(piece)]
+        here = read[: len(piece)]
         parts = ((model.read(name, start + at, here), weight) for model, weight in used)
-        mean(parts, sum(weights), piece)
+        mean(parts, sum(weights), piece, room)
     return out
 
 

@@ -51,6 +51,23 @@ class StateFiles(CheckpointIO):
         self._shard = HostCopy()
         self.writer = Writer()
 
+    def reserve(self, path: Path, *, state_bytes: int, shard_bytes: int, pinned: bool) -> None:
+        """Take the memory that saves are copied into, in the thread, before the first of them.
+
+        Args:
+            path: of the states, for what is said if there is none.
+            state_bytes: about what rank 0 will save.
+            shard_bytes: about what this rank alone holds.
+            pinned: the tensors are on a GPU.
+        """
+
+        def take() -> None:
+            if rank() == 0:
+                self._state.reserve(state_bytes, pinned=pinned)
+            self._shard.reserve(shard_bytes, pinned=pinned)
+
+        self.writer.begin(path, take)
+
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
@@ -123,14 +140,10 @@ class StateFiles(CheckpointIO):
         """
         state, shards = self.load(path)
         if shards is not None:
-            about = state.pop(SHARDED)
-            if about["frozen"]:
-                raise UsageError(
-                    f"{path} is of a sharded run that trains a part of its weights: the others are "
-                    f"not in it, so go on with a sharded trainer, on any number of ranks"
-                )
+            about = state.pop(SHARDED)  # what an adapter leaves as it was is not in it
             weights = state["state_dict"] | dict(unsharded(about, shards))
-            weights |= {name: weights[first] for name, first in about["tied"].items()}
+            tied = about["tied"].items()
+            weights |= {name: weights[first] for name, first in tied if first in weights}
             state["state_dict"] = weights
             state["optimizer_states"] = [optimizer_state(about, shards)]
         return state

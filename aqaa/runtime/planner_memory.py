@@ -112,6 +112,8 @@ def memory(shape: Shape, place: Placement) -> Memory:
     if place.offload_optimizer:
         optimizer = casts = 0
     fixed = weights + optimizer + buffers
+    # A slice of logits is gone, its gradients made, before the way back comes to a layer.
+    apart = min(_passing(shape, place), _slice(shape, place))
     # Lightning lets go of the last step's gradients only after the next forward pass, and those of
     # earlier passes stay anyway. DeepSpeed empties them in its step; stage 3 keeps their room.
     held = gradients if place.stage in (0, 3) or place.accumulate > 1 else 0
@@ -122,7 +124,7 @@ def memory(shape: Shape, place: Placement) -> Memory:
         activations=activations,
         logits=logits,
         buffers=buffers,
-        backward=fixed + held + activations + logits,
+        backward=fixed + held + activations + logits - apart,
         step=fixed + gradients + casts,
     )
 
@@ -147,22 +149,33 @@ def _optimizer_bytes(place: Placement) -> int:
 
 
 def _activations(shape: Shape, place: Placement) -> int:
+    """What the forward pass keeps, and what passes on the way back."""
     layer, whole = shape.layer.saved_bytes, shape.whole.saved_bytes
-    back = int(_WAY_BACK * layer)
-    if not place.checkpointing:
-        return place.tokens * (whole + back)
-    rest = whole - shape.layers * layer
-    kept = shape.layers * shape.width * place.weight_bytes
-    return place.tokens * (kept + layer + rest + back)
+    if place.checkpointing:
+        kept = shape.layers * shape.width * place.weight_bytes
+        whole += kept - shape.layers * layer
+    return place.tokens * whole + _passing(shape, place)
+
+
+def _passing(shape: Shape, place: Placement) -> int:
+    """Gradients within one layer on the way back, and the layer itself where it is recomputed."""
+    layers = _WAY_BACK + (1 if place.checkpointing else 0)
+    return place.tokens * int(layers * shape.layer.saved_bytes)
 
 
 def _logits(shape: Shape, place: Placement) -> int:
     """A slice of float32 logits, and the gradients the head makes with it and keeps."""
-    size, numbers = place.weight_bytes, min(place.slice_numbers, place.tokens * shape.table_rows)
+    size = place.weight_bytes
     half = size if size < 4 else 0
     hidden = place.tokens * shape.width * size
     table = shape.table * (4 + half) if shape.whole.trainable == shape.whole.parameters else 0
-    return numbers * (4 + half) + hidden + table
+    return _slice(shape, place) + hidden + table
+
+
+def _slice(shape: Shape, place: Placement) -> int:
+    """The logits that exist at a time, in float32, and in the weights' precision if it is less."""
+    size, numbers = place.weight_bytes, min(place.slice_numbers, place.tokens * shape.table_rows)
+    return numbers * (4 + (size if size < 4 else 0))
 
 
 def _buffers(shape: Shape, place: Placement) -> int:

@@ -5,10 +5,12 @@ Letters: none; tensors pass through.
 
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from torch import Tensor
 
 from aqaa.errors import UsageError
 from aqaa.runtime.agreement import largest
@@ -16,10 +18,12 @@ from aqaa.runtime.checkpoint import StateFiles
 from aqaa.runtime.log import MetricsFile
 from aqaa.runtime.randomness import random_states, restore_random
 from aqaa.runtime.states import step_folder
+from aqaa.runtime.strategy import ShardedStrategy
 
 # Ctrl-C, what SLURM sends before the time is up, and what it and most others send to end a job.
 _ASKS = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
 _CANNOT_WRITE = 1000  # above every signal's number
+_REST_BYTES = 1 << 20  # of a state beside weights and moments: generators, buffers, counts
 
 
 class StopRequested(Exception):
@@ -52,6 +56,7 @@ class SaveState(pl.Callback):
         self._seconds_before = 0.0
         self._random: dict[str, Any] | None = None
         self._handlers: dict[int, Any] = {}
+        self._memory_due = True
         self.asked = 0
 
     @property
@@ -119,6 +124,9 @@ class SaveState(pl.Callback):
             return
         # Lightning guesses this count after a resume, wrongly; figures are logged under it.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        if self._memory_due and trainer.optimizers[0].state:  # moments are there after a step
+            self._memory_due = False
+            self._reserve(trainer, pl_module)
         due = time.monotonic() - self._saved_at > self._every_s
         if not self._agreed(self.asked or int(due)):
             return
@@ -129,6 +137,19 @@ class SaveState(pl.Callback):
         if self.asked:
             self._agreed(wait=True)  # no rank leaves before rank 0 has sealed what all have written
             raise StopRequested(self.asked)
+
+    def _reserve(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the thread take the memory for copies, which would hold up the first save."""
+        strategy, moments = trainer.strategy, trainer.optimizers[0].state.values()
+        if isinstance(strategy, ShardedStrategy):
+            whole, mine = 0, _bytes(strategy.shard().values())
+        else:
+            whole, mine = _bytes(v for values in moments for v in values.values()), 0
+            whole += _bytes(pl_module.state_dict().values())
+        self._files.reserve(
+            self._folder, state_bytes=whole + _REST_BYTES, shard_bytes=mine,
+            pinned=strategy.root_device.type == "cuda",
+        )  # fmt: skip
 
     def _agreed(self, value: int = 0, *, wait: bool = False) -> int:
         """The largest value of all ranks, which also learn here that one of them cannot write.
@@ -171,6 +192,10 @@ class SaveState(pl.Callback):
     ) -> None:
         """The same; Lightning tears nothing down after an error."""
         self.teardown(trainer, pl_module, "fit")
+
+
+def _bytes(values: Iterable[Any]) -> int:
+    return sum(value.nbytes for value in values if isinstance(value, Tensor))
 
 
 def _batch_progress(checkpoint: dict[str, Any]) -> dict[str, Any]:

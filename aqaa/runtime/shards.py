@@ -89,7 +89,6 @@ def collect(engine: Any, module: nn.Module) -> tuple[dict[str, Any], dict]:
         "scalars": scalars,
         "groups": _groups(engine, named),
         "tied": {name: names[id(p)] for name, p in every if name not in named},
-        "frozen": any(not p.requires_grad for p in named.values()),
     }
     return about, tensors
 

@@ -44,6 +44,12 @@ class HostCopy:
         self._header = b""
         self._bytes = 0
 
+    def reserve(self, size_bytes: int, *, pinned: bool) -> None:
+        """Take memory for a copy of this size now; a system gives it only where it is written."""
+        if len(self._memory) < size_bytes:
+            self._memory = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned)
+            self._memory.zero_()
+
     def take(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy the tensors, from whatever device they are on; the copy before is gone.
 

@@ -19,7 +19,7 @@ from aqaa.backbone.lora import Lora
 from aqaa.data.preferences import PreferenceBatch, PreferenceBatches
 from aqaa.losses.masked_dpo import DpoLoss, answer_scores, masked_dpo
 from aqaa.ranks import from_first, rank, ranks, total
-from aqaa.stages.language import SLOT_WEIGHTS, Normalise, prepared, slot_tables
+from aqaa.stages.language import SLOT_WEIGHTS, Normalise, keep_frozen, prepared, slot_tables
 from aqaa.stages.optimizer import OptimizerSettings
 from aqaa.storage import (
     Gather,
@@ -92,6 +92,10 @@ class Dpo(pl.LightningModule):
             self._reference = self._reference_scores(self._source)
         self._backbone = prepared(self._backbone, self._adapter, self._checkpointing)
         self.decoder.train()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up a run; see :func:`aqaa.stages.language.keep_frozen`."""
+        keep_frozen(self, checkpoint["state_dict"])
 
     def on_fit_start(self) -> None:
         """Score with shards, which only the engine can make whole.

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from aqaa.backbone.head import LossHead
 from aqaa.backbone.loading import Backbone, load_backbone
@@ -62,6 +62,16 @@ def prepared(
     if activation_checkpointing:
         backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
     return adapter.wrap(backbone) if isinstance(adapter, Lora) else backbone
+
+
+def keep_frozen(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Complete a state that is about to be loaded: what is not trained stays as the parent has it.
+
+    A sharded run saves what it trains; which model it started from is checked before.
+    """
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if isinstance(tensor, nn.Parameter) and not tensor.requires_grad:
+            state.setdefault(name, tensor.detach())
 
 
 class LanguageModel(pl.LightningModule):
@@ -124,6 +134,10 @@ class LanguageModel(pl.LightningModule):
         self._tables = slot_tables(self._backbone, self._slot_weights, self._normalise)
         self.head = LossHead(table=self._backbone.table, tables=self._tables)
         self.trainer.datamodule.source.bind(self._backbone.ids)  # type: ignore[attr-defined]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up a run; see :func:`keep_frozen`."""
+        keep_frozen(self, checkpoint["state_dict"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW on the backbone."""

@@ -1,18 +1,26 @@
 """A backbone folder is read exactly or refused in a sentence."""
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from aqaa.audio.torchaudio_shim import ensure
+from aqaa.backbone import loading
 from aqaa.backbone.loading import Backbone, Ids, load_backbone
+from aqaa.backbone.lora import Lora
+from aqaa.backbone.shards import INDEX, read_tensors
 from aqaa.errors import UsageError
 from aqaa.grammar import Slot
 from aqaa.storage import load_tensors, save_tensors, verify_manifest
 from aqaa.stream import StreamLayout
+from tests.alive import Alive
 from tests.golden.make import backbone, ids
+from tests.llama import write_llama
 
 LAYOUT = StreamLayout(3, 5, "linguistic", "removed")
 IDS = torch.arange(9)[None]
@@ -192,3 +200,86 @@ def test_damage_is_a_sentence(damage: object, sentence: str, folder: Path) -> No
         load_backbone(folder)
     assert "\n" not in str(info.value)
     assert str(folder) in str(info.value)
+
+
+# ---- out of shards: the parameters of a plain model, made to look like ZeRO-3's
+
+
+class Shards:
+    """Gathers one after the other; notes how many there were."""
+
+    def __init__(self, model: Any, *, keeps: bool = True) -> None:
+        self.keeps = keeps
+        self.gathered: list[int] = []
+        for parameter in model.parameters():
+            parameter.ds_shape = parameter.shape
+
+    @contextmanager
+    def __call__(self, parameters: Sequence[Any]) -> Iterator[bool]:
+        (one,) = parameters
+        self.gathered.append(id(one))
+        yield self.keeps
+
+
+def kinds(tmp_path: Path) -> dict[str, Backbone]:
+    lora = Lora(rank=2, alpha=4, dropout=0.0, targets="all-linear", seed=3)
+    found = {
+        "tied": backbone(tmp_path / "tied_model", tied=True),
+        "untied": backbone(tmp_path / "untied_model", tied=False),
+        "llama": load_backbone(write_llama(tmp_path / "llama_model", ids())),
+        "lora": lora.wrap(backbone(tmp_path / "lora_model", tied=False)),
+    }
+    for name, parameter in found["lora"].model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(generator=torch.Generator().manual_seed(0))
+    return found
+
+
+def test_out_of_shards_comes_the_same_folder_a_file_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, limit = loading.gathered, 20_000
+    monkeypatch.setattr(loading, "SHARD_BYTES", limit)
+    for name, plain in kinds(tmp_path).items():
+        monkeypatch.setattr(loading, "gathered", real)
+        plain.save(tmp_path / "plain" / name)
+        alive = Alive()
+
+        def watched(*args: Any, see: Any = alive.see) -> Iterator[tuple[str, torch.Tensor]]:
+            return ((n, see(tensor)) for n, tensor in real(*args))
+
+        monkeypatch.setattr(loading, "gathered", watched)
+        plain.save(tmp_path / "shards" / name, gather=Shards(plain.model))
+        for parameter in plain.model.parameters():
+            del parameter.ds_shape
+        out, wanted = tmp_path / "shards" / name, tmp_path / "plain" / name
+        assert (out / INDEX).is_file() and verify_manifest(out)
+        tensors, other = dict(read_tensors(out)), dict(read_tensors(wanted))
+        assert tensors.keys() == other.keys() and all(tensors[k].equal(other[k]) for k in other)
+        for file in {p.name for p in wanted.iterdir()} - {"model.safetensors", "MANIFEST.sha256"}:
+            assert (out / file).read_bytes() == (wanted / file).read_bytes(), (name, file)
+        small = sum(p.numel() * 4 for n, p in plain.model.named_parameters() if "lora_" in n)
+        assert alive.most <= limit + 2 * alive.largest + small, name
+        assert alive.most < sum(t.nbytes for t in other.values()) + small
+    lora, other = (load_tensors(tmp_path / kind / "adapter" / "adapter_model.safetensors")
+                   for kind in ("plain", "shards"))  # fmt: skip
+    assert lora.keys() == other.keys() and all(lora[k].equal(other[k]) for k in lora)
+
+
+def test_every_rank_gathers_every_parameter_whatever_goes_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = backbone(tmp_path / "model", tied=True)
+    wanted = [id(p) for p in plain.model.parameters()]
+    elsewhere = Shards(plain.model, keeps=False)
+    plain.save(tmp_path / "none", gather=elsewhere)
+    assert sorted(elsewhere.gathered) == sorted(wanted) and not (tmp_path / "none").exists()
+
+    def full(*args: Any) -> Any:
+        raise UsageError("no room")
+
+    here = Shards(plain.model)
+    monkeypatch.setattr(loading, "narrowed", full)
+    with pytest.raises(UsageError, match="no room"):
+        plain.save(tmp_path / "none", gather=here)
+    assert here.gathered == elsewhere.gathered and not (tmp_path / "none").exists()

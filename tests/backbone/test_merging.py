@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aqaa.backbone.merging import DIGEST, PART, Rows, mean, merge_weights
+from aqaa.backbone.merging import DIGEST, PART, Rows, mean, merge_weights, room_for
 from aqaa.backbone.shards import WEIGHTS, write_tensors
 from aqaa.errors import UsageError
 from aqaa.storage import load_tensors, save_tensors
@@ -67,7 +67,9 @@ def exact(values: list[float], weights: list[float]) -> Fraction:
 
 def mean_of(tensors: list[Tensor], weights: list[float]) -> Tensor:
     out = torch.empty(tensors[0].numel(), dtype=tensors[0].dtype)
-    mean([(t.flatten(), w) for t, w in zip(tensors, weights, strict=True)], sum(weights), out)
+    room = room_for(len(out) + 3)
+    parts = [(t.flatten(), w) for t, w in zip(tensors, weights, strict=True)]
+    mean(parts, sum(weights), out, room)
     return out
 
 
@@ -98,7 +100,11 @@ def test_no_second_rounding_on_the_way(dtype: torch.dtype, ulp: float) -> None:
     values = [1 + ulp / 2 + hair, 1 + 3 * ulp / 2 - hair, 1 + ulp / 2]
     values += [-value for value in values]
     found = torch.empty(6, dtype=dtype)
-    mean([(torch.tensor(values, dtype=torch.float64), 1.0)], 1.0, found)
+    mean([(torch.tensor(values, dtype=torch.float64), 1.0)], 1.0, found, room_for(6))
+    repeated = torch.tensor(values * 100, dtype=torch.float64)
+    many = torch.empty(600, dtype=dtype)
+    mean([(repeated, 1.0)], 1.0, many, room_for(600))
+    assert many.equal(found.repeat(100))
     assert found.tolist() == [1 + ulp, 1 + ulp, 1, -1 - ulp, -1 - ulp, -1]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aqaa.backbone.initial import write_initial
+from aqaa.backbone.lora import Lora
 from aqaa.backbone.step1 import Step1Config
 from aqaa.runtime.checkpoint import StateFiles
 from aqaa.runtime.guard import StopOnNonFinite, Watchdog
@@ -20,7 +21,7 @@ from aqaa.runtime.saving import SaveState, StopRequested
 from aqaa.runtime.states import saved_states
 from aqaa.stages.optimizer import OptimizerSettings
 from aqaa.stages.sft import Sft
-from tests.runtime.two_ranks import Tokens, spied, strategy
+from tests.runtime.two_ranks import LORA, Tokens, spied, strategy
 
 STEPS = 6
 CUT = 3
@@ -64,7 +65,7 @@ class Spoilt(Sft):
 
 def train(
     run: Path, init: Path, zero: str, *, ranks: int, cut: int = -1, kind: type[Sft] = Sft,
-    fails: bool = False,
+    adapter: Lora | None = None, fails: bool = False,
 ) -> Any:  # fmt: skip
     """Losses of this rank's batches, from where the states below ``run`` stand."""
     import lightning.pytorch as pl
@@ -96,7 +97,7 @@ def train(
         enable_checkpointing=False,
         enable_model_summary=False,
     )
-    stage = spied(kind, seen)(model=str(init), optimizer=settings)
+    stage = spied(kind, seen)(model=str(init), optimizer=settings, adapter=adapter)
     data = DataModule(Tokens(False), accumulate=4 // ranks)
     try:
         trainer.fit(stage, data, ckpt_path=states if saved_states(states) else None)
@@ -140,6 +141,9 @@ def main() -> None:
     init, told = folder / "init", {}
     told["whole"] = train(folder / "whole", init, "zero3", ranks=2)
     told["whole_nodes"] = train(folder / "whole_nodes", init, "nodes", ranks=2)
+    lora = folder / "lora_back"
+    told["lora_back"] = train(lora, init, "zero3", ranks=2, cut=CUT, adapter=LORA)
+    told["lora_on"] = train(folder / "lora_on", init, "zero3", ranks=2, adapter=LORA)
     for name, first, then in (
         ("same", "zero3", "zero3"), ("other", "zero3", "zero1"), ("nodes", "nodes", "nodes"),
     ):  # fmt: skip

@@ -148,6 +148,18 @@ def test_memory_is_taken_once(tmp_path: Path) -> None:
         assert all(found[k].equal(v) for k, v in tensors.items())
 
 
+def test_memory_is_taken_before_the_first_save(tmp_path: Path) -> None:
+    files, state = StateFiles(keep=1), {"a": torch.rand(1000), "b": torch.rand(24)}
+    files.reserve(tmp_path, state_bytes=4096 + 100, shard_bytes=0, pinned=False)
+    files.writer.wait()
+    place = files._state._memory.data_ptr()
+    files.save_checkpoint(state, step_folder(tmp_path, 1))
+    files.writer.wait()
+    assert files._state._memory.data_ptr() == place
+    found = files.load_checkpoint(tmp_path)
+    assert all(found[name].equal(tensor) for name, tensor in state.items())
+
+
 @pytest.mark.parametrize(
     "tensors",
     [
@@ -274,3 +286,19 @@ def test_generators_losses_and_batches_go_on_as_if_nothing_had_been(
         seed(99)  # another process: whatever its generators stand at
     assert losses == whole[1] and len(losses) == 9 * accumulate
     assert drawn == whole[0]
+
+
+def test_memory_for_copies_is_there_when_the_first_save_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[tuple[int, int]] = []
+    real = HostCopy.take
+
+    def noted(self: HostCopy, tensors: Any) -> None:
+        before = len(self._memory)
+        real(self, tensors)
+        taken.append((before, sum(tensor.nbytes for tensor in tensors.values())))
+
+    monkeypatch.setattr(HostCopy, "take", noted)
+    toy_run(tmp_path, {3: signal.SIGUSR1})
+    assert taken and all(0 < needed <= before for before, needed in taken)

@@ -15,6 +15,7 @@ from aqaa.runtime.checkpoint import SHARDED, StateFiles
 from aqaa.runtime.export import export
 from aqaa.runtime.states import saved_states, seal, step_folder
 from aqaa.storage import load_tensors, sha256_file, verify_manifest, write_json, write_manifest
+from tests.alive import Alive
 from tests.runtime.two_ranks import write_models
 
 
@@ -86,6 +87,23 @@ def test_logits_are_equal_after_the_way_out(ranks: int, start: Path, tmp_path: P
     with torch.no_grad():
         expected = model(input_ids=torch.arange(24).view(2, 12)).logits
     assert logits(out).equal(expected) and not logits(start).equal(expected)
+
+
+@pytest.mark.parametrize("ranks", [0, 3])
+def test_a_file_of_it_is_in_memory_at_a_time(
+    ranks: int, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aqaa.runtime import export as module
+
+    run, alive, limit = tmp_path / "run", Alive(), 20_000
+    save_sharded(run, start, 7, ranks) if ranks else save_plain(run, start, 7)
+    real = module.narrowed
+    monkeypatch.setattr(module, "narrowed", lambda *args: alive.see(real(*args)))
+    export(source=str(run), out=str(tmp_path / "out"), shard_bytes=limit)
+    total = sum(tensor.nbytes for tensor in trained(start).values())
+    # The two tables lie beside one another: one is held, the other does not fit to it.
+    assert limit < alive.largest <= alive.most <= 2 * alive.largest + limit
+    assert alive.most < total
 
 
 def test_a_real_run_is_exported_as_it_ended(tmp_path: Path, start: Path) -> None:

@@ -21,6 +21,7 @@ from aqaa.runtime.states import saved_states
 from aqaa.storage import load_tensors, verify_manifest
 from tests.conftest import ROOT
 from tests.runtime.sharded import CUT, STEPS, train, write_tied
+from tests.runtime.two_ranks import LORA
 
 BATCHES = 4 * STEPS
 
@@ -32,6 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tied(folder / "init")
     found: dict[str, Any] = {"whole": train(folder / "one", folder / "init", "", ranks=1)}
     found["from_one"] = train(folder / "from_one", folder / "init", "", ranks=1, cut=CUT)
+    found["lora"] = train(folder / "lora", folder / "init", "", ranks=1, adapter=LORA)
+    train(folder / "lora_on", folder / "init", "", ranks=1, cut=CUT, adapter=LORA)
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     words += ["-m", "tests.runtime.sharded", str(folder)]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
@@ -45,6 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert saved_states(states)
     found["back_state"] = str(saved_states(states)[0])
     found["back"] = train(folder / "back", folder / "init", "", ranks=1)
+    assert saved_states(folder / "lora_back" / "checkpoints")
+    found["lora_back"] = train(folder / "lora_back", folder / "init", "", ranks=1, adapter=LORA)
     (folder / "alone.json").write_text(json.dumps(found))
     return folder
 
@@ -100,6 +105,17 @@ def test_two_take_up_what_one_process_began(folder: Path) -> None:
     whole = alone(folder, "whole")
     assert alone(folder, "from_one") == whole[: 4 * CUT]
     assert together(folder, "from_one") == pytest.approx(whole[4 * CUT :], abs=1e-5)
+
+
+def test_an_adapter_goes_from_two_ranks_to_one_and_back(folder: Path) -> None:
+    whole = alone(folder, "lora")
+    assert together(folder, "lora_back") == pytest.approx(whole[: 4 * CUT], abs=1e-5)
+    for found in (alone(folder, "lora_back"), together(folder, "lora_on")):
+        assert found == pytest.approx(whole[4 * CUT :], abs=1e-5)
+    for name in ("lora_back", "lora_on"):
+        assert furthest(folder / name, folder / "lora") < 1e-4
+        states = saved_states(folder / name / "checkpoints")
+        assert sorted(p.name for p in (folder / name / "adapter").iterdir()) and states
 
 
 def test_a_gradient_that_is_no_number_stops_two_ranks_with_their_batches(folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 import csv
 import importlib.util
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -112,3 +114,76 @@ def test_what_is_neither_commit_nor_override_is_refused(
 ) -> None:
     assert tool.main(["no-such-commit", "HEAD", "--", "sft"]) == 2
     assert "no-such-commit is no commit here" in capsys.readouterr().err
+
+
+# A training of three steps whose weight is FACTOR times itself plus one.
+CODE = """
+import csv, sys
+from pathlib import Path
+import numpy
+from safetensors.numpy import save_file
+
+given = dict(word.split("=", 1) for word in sys.argv[2:])
+run = Path(given["run.root"]) / given["run.name"]
+weight, losses = numpy.float32(int(given["run.seed"])), []
+for step in range(3):
+    losses.append({"step": step, "train/loss": float(weight * weight)})
+    weight = weight * numpy.float32(FACTOR) + numpy.float32(1)
+    folder = run / "checkpoints" / f"step_{step + 1:08d}"
+    folder.mkdir(parents=True)
+    save_file({"weight": numpy.array([weight])}, str(folder / "state.safetensors"))
+with open(run / "metrics.csv", "w", newline="") as file:
+    table = csv.DictWriter(file, ["step", "train/loss"])
+    table.writeheader()
+    table.writerows(losses)
+"""
+
+
+@pytest.fixture
+def checkout(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository whose commits `first`, `same` and `other` train as their names say."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    folder = tmp_path / "checkout"
+    (folder / "aqaa").mkdir(parents=True)
+    (folder / "conf" / "run").mkdir(parents=True)
+    (folder / "conf" / "run" / "default.yaml").write_text("name: run\n")
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # of a hook that runs the tests
+        monkeypatch.delenv(name, raising=False)
+    who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-C", str(folder), *who, *words], check=True, capture_output=True)
+
+    git("init", "--quiet")
+    code = folder / "aqaa" / "__main__.py"
+    for name, factor in (("first", "0.5"), ("same", "1 / 2"), ("other", "0.5 + 2**-20")):
+        code.write_text(CODE.replace("FACTOR", factor))
+        git("add", "--all")
+        git("commit", "--quiet", "--no-verify", "--message", name)
+        git("tag", name)
+    code.write_text("raise SystemExit('the working tree is not what was asked for')")
+    monkeypatch.setattr(tool, "ROOT", folder)
+    return folder
+
+
+def test_two_commits_are_trained_and_compared(
+    tool: ModuleType, checkout: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(ROOT)  # whose own code must not be what is run
+    assert tool.main(["--seed", "3", "first", "same", "--", "sft"]) == 0
+    assert "bit-equal: losses of 3 logged steps and every saved tensor" in capsys.readouterr().out
+    assert tool.main(["--seed", "3", "first", "other", "--", "sft"]) == 1
+    assert capsys.readouterr().out.startswith(
+        "they differ: step 1: checkpoints/step_00000001/state.safetensors: tensor weight differs "
+        "in 1 values, by 2.86e-06 at most"
+    )
+    # From 0 the first update is the same: the difference comes a step later.
+    assert tool.main(["first", "other", "--", "sft"]) == 1
+    assert capsys.readouterr().out.startswith("they differ: step 2: checkpoints/step_00000002/")
+    assert tool.main(["first", "none-such", "--", "sft"]) == 2
+    listed = subprocess.run(
+        ["git", "-C", str(checkout), "worktree", "list"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert len(listed) == 1 and os.path.samefile(listed[0].split()[0], checkout)

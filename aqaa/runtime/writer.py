@@ -29,7 +29,7 @@ class Writer:
         self._running = self._pool.submit(write)
 
     def problem(self, *, wait: bool) -> UsageError | None:
-        """The error that :meth:`wait` raises, if there is one by now, or, with ``wait``, at last."""
+        """What :meth:`wait` raises, if there is anything by now, or, with ``wait``, at last."""
         try:
             if self._running is not None and (wait or self._running.done()):
                 self.wait()

@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from aqaa.vocoder.frames_first import Convolution, GroupNorm, attend, inputs_first, masked, mish
+from aqaa.vocoder.frames_first import (
+    Convolution,
+    Gelu,
+    GroupNorm,
+    attend,
+    inputs_first,
+    masked,
+    mish,
+)
 
 GROUPS = 8
 EXPANSION = 4
@@ -88,7 +96,7 @@ class TransformerBlock(nn.Module):
         self.attn1 = SelfAttention(channels=channels, heads=heads, head_width=head_width)
         self.norm3 = nn.LayerNorm(channels)
         inner = EXPANSION * channels
-        widen = nn.Sequential(OrderedDict(proj=nn.Linear(channels, inner), act=nn.GELU()))
+        widen = nn.Sequential(OrderedDict(proj=nn.Linear(channels, inner), act=Gelu()))
         net = nn.Sequential(widen, nn.Identity(), nn.Linear(inner, channels))
         self.ff = nn.Sequential(OrderedDict(net=net))
 

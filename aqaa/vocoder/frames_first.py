@@ -66,7 +66,7 @@ class GroupNorm(nn.Module):
 
 
 def mish(x: Tensor) -> Tensor:
-    """x tanh(softplus(x)); without gradients by one exponential, a fifth of torch's time."""
+    """Mish, x tanh(softplus(x)), any shape; without gradients by a single exponential."""
     if x.requires_grad:
         return F.mish(x)
     e = x.clamp(max=_ONE).exp_()

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-RANKS, WIDTH, INNER, ROWS = 2, 1024, 2816, 8192
+RANKS, ROWS = 2, 8192
 EVERY_S = 0.002
 
 
@@ -41,12 +41,13 @@ def write_model(folder: Path, mib: int, shards: int) -> None:
 
     text = TextTokenizer.train_words(["word"])
     ids = Ids(text, Vocabulary(text.size, table_rows=ROWS), StreamLayout(), "")
-    width = min(WIDTH, 16 * mib)  # a small file for a small model
-    layer_mib = (2.5 * width + 3 * INNER * width / WIDTH) * width * 4 / 2**20
+    width = 1024 if mib >= 600 else 256  # or the table alone would be a small model
+    inner = 11 * width // 4
+    layer_mib = (2.5 * width + 3 * inner) * width * 4 / 2**20
     config = Step1Config(
         vocab_size=ROWS,
         hidden_size=width,
-        intermediate_size=INNER * width // WIDTH,
+        intermediate_size=inner,
         num_hidden_layers=max(2, round((mib - ROWS * width * 8 / 2**20) / layer_mib)),
         num_attention_heads=8,
         num_attention_groups=2,

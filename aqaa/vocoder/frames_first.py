@@ -33,7 +33,8 @@ class Convolution(nn.Conv1d):
         """(B, F, Cin) -> (B, F', C)."""
         (kernel,), (stride,) = self.kernel_size, self.stride
         if kernel > 1:
-            x = F.pad(x, (0, 0, *2 * self.padding))  # type: ignore[arg-type]
+            (beside,) = self.padding
+            x = F.pad(x, (0, 0, beside, beside))
             end = x.shape[1] - kernel + 1
             x = torch.cat([x[:, k : k + end : stride] for k in range(kernel)], 2)
         weight = self.weight.permute(2, 1, 0).flatten(0, 1)  # (K Cin, C)
@@ -84,6 +85,6 @@ class Gelu(nn.Module):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, heads: int, mask: Tensor | None) -> Tensor:
     """Attention over real frames, (B, F, H D) each, mask (B, F, 1) or None -> (B, F, H D)."""
-    by_head = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     real = None if mask is None else mask.transpose(1, 2)[:, None].bool()
-    return F.scaled_dot_product_attention(*by_head, attn_mask=real).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=real).transpose(1, 2).flatten(2)

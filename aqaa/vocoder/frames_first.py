@@ -33,7 +33,7 @@ class Convolution(nn.Conv1d):
         """(B, F, Cin) -> (B, F', C)."""
         (kernel,), (stride,) = self.kernel_size, self.stride
         if kernel > 1:
-            (beside,) = self.padding
+            beside = int(self.padding[0])
             x = F.pad(x, (0, 0, beside, beside))
             end = x.shape[1] - kernel + 1
             x = torch.cat([x[:, k : k + end : stride] for k in range(kernel)], 2)

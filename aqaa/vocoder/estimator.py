@@ -19,7 +19,7 @@ from aqaa.vocoder.frames_first import (
     Gelu,
     GroupNorm,
     attend,
-    inputs_first,
+    lay_out,
     masked,
     mish,
 )
@@ -159,8 +159,12 @@ class Estimator(nn.Module):
         )
         self.final_block = ConvBlock(channels_in=first, channels=first)
         self.final_proj = Convolution(first, channels_out, 1)
-        inputs_first(self)
-        self.register_load_state_dict_post_hook(_again)  # loading may have put others in place
+
+    def train(self, mode: bool = True) -> "Estimator":
+        """Switch to training, or to evaluation, where weights lie as products read them."""
+        super().train(mode)
+        lay_out(self, inputs_first=not mode)
+        return self
 
     def forward(self, x: Tensor, time: Tensor, mask: Tensor | None = None) -> Tensor:
         """Velocity.
@@ -173,6 +177,8 @@ class Estimator(nn.Module):
         Returns:
             (B, Cout, F), zero behind the mask.
         """
+        if torch.is_grad_enabled() and not self.final_proj.weight.is_contiguous():
+            lay_out(self, inputs_first=False)  # someone may train it in evaluation mode
         t = self.time_mlp(embed_time(time, self.channels_in))
         x, mask = x.transpose(1, 2), None if mask is None else mask.transpose(1, 2)
         skips, masks = [], [mask]
@@ -200,10 +206,6 @@ class Growth(nn.ConvTranspose1d):
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         """(B, F, C) -> (B, 2 F, C)."""
         return super().forward(x.transpose(1, 2), output_size).transpose(1, 2)
-
-
-def _again(module: nn.Module, keys: object) -> None:
-    inputs_first(module)
 
 
 def _pass(level: Any, x: Tensor, time: Tensor, mask: Tensor | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 With the channels last a frame is a row: linear layers and convolutions are plain products of
 matrices, and nothing is turned between them. Weights keep their released names and shapes; in
-memory their inputs come first (:func:`inputs_first`), the order in which a product reads them.
+evaluation their inputs come first in memory (:func:`lay_out`), the order a product reads them in.
 Letters: B clips, F mel frames, C channels, H heads, D head width, K kernel.
 """
 
@@ -18,12 +18,18 @@ def masked(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x * mask
 
 
-def inputs_first(module: nn.Module) -> None:
-    """Lay out the weights of all linear layers and convolutions as (inputs, outputs) in memory."""
+def lay_out(module: nn.Module, *, inputs_first: bool) -> None:
+    """Lay out the weights of all linear layers and convolutions for products, or as torch does.
+
+    Training needs torch's own layout: the fused AdamW walks weights and restored averages side by
+    side in memory, and gives other numbers without a word where their layouts differ.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Linear | Convolution):
             order = range(layer.weight.dim() - 1, -1, -1)
-            layer.weight.data = layer.weight.data.permute(*order).contiguous().permute(*order)
+            weight = layer.weight.data
+            turned = weight.permute(*order).contiguous().permute(*order)
+            layer.weight.data = turned if inputs_first else weight.contiguous()
 
 
 class Convolution(nn.Conv1d):

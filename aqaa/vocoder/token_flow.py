@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aqaa.errors import UsageError
-from aqaa.losses.flow_matching import cosine_time, flow_matching, path
+from aqaa.losses.flow_matching import flow_matching, path
 from aqaa.signals import (
     AUDIO_TOKEN_RATE_HZ,
     MEL_BINS,
@@ -27,6 +27,7 @@ from aqaa.vocoder.draw import Draw
 from aqaa.vocoder.encoder import TokenEncoder
 from aqaa.vocoder.estimator import Estimator
 from aqaa.vocoder.regulator import LengthRegulator, stretch
+from aqaa.vocoder.solver import Solver, follow, named
 
 TOKEN_RATE_HZ = float(AUDIO_TOKEN_RATE_HZ)
 
@@ -106,7 +107,7 @@ class TokenFlow(nn.Module):
     def velocity(
         self, point: Tensor, condition: Condition, time: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """(B, M, F), condition, (B,), mask (B, 1, F) or None -> (B, M, F)."""
+        """(B, M, F), condition, (B,) or (1,), mask (B, 1, F) or None -> (B, M, F)."""
         speaker = condition.speaker[..., None].expand_as(point)
         x = torch.cat([point, condition.text, speaker, condition.prompt], 1)
         out: Tensor = self.decoder["estimator"](x, time, mask)
@@ -160,8 +161,9 @@ class TokenFlow(nn.Module):
         noise: Tensor | None = None,
         steps: int = 10,
         guidance: float = 0.7,
+        solver: str = "euler",
     ) -> Tensor:
-        """Solve the flow by Euler steps on a cosine grid.
+        """Solve the flow; the defaults are the released vocoder's.
 
         Args:
             tokens: (B, N) ids to be said; items of one length.
@@ -169,8 +171,9 @@ class TokenFlow(nn.Module):
             prompt_mel: (B, M, Fp), how the prompt sounds; the voice goes on like it.
             speaker: (B, S), or None for no one in particular.
             noise: (B, M, Fp + Fn) start; None draws one.
-            steps: Euler steps.
+            steps: calls of the network.
             guidance: how far to go away from the field that knows no condition; 0 spares its calls.
+            solver: one of :data:`aqaa.vocoder.solver.SOLVERS`.
 
         Returns:
             Log-mel (B, M, Fn) of ``tokens`` alone, Fn = ``frames(N)``.
@@ -190,9 +193,10 @@ class TokenFlow(nn.Module):
         _check(noise, size, "noise")
         if steps < 1 or frames < 1:
             raise UsageError(f"{steps} steps to {frames} frames: both must be at least 1")
+        way = named(solver, steps)
         text = self._stretched(tokens, prompt_tokens, before, frames)
         told = Condition(text, self.voice(speaker, batch), F.pad(prompt, (0, frames)))
-        return self._solve(noise, told, steps, guidance)[:, :, before:]
+        return self._solve(noise, told, way, guidance)[:, :, before:]
 
     def _stretched(
         self, tokens: Tensor, prompt_tokens: Tensor | None, before: int, frames: int
@@ -210,19 +214,18 @@ class TokenFlow(nn.Module):
         out: Tensor = self.length_regulator(text, None)
         return out
 
-    def _solve(self, x: Tensor, told: Condition, steps: int, guidance: float) -> Tensor:
-        """Euler steps from noise (B, M, F); a guided step is one call with twice the batch."""
+    def _solve(self, x: Tensor, told: Condition, way: Solver, guidance: float) -> Tensor:
+        """From noise (B, M, F) along the flow; a guided call is one with twice the batch."""
         if guidance:
             told = Condition(*(torch.cat([part, torch.zeros_like(part)]) for part in told))
-        grid = cosine_time(torch.linspace(0, 1, steps + 1, device=x.device))
-        for now, after in zip(grid[:-1], grid[1:], strict=True):
-            both = torch.cat([x, x]) if guidance else x
-            v = self.velocity(both, told, now.expand(len(both)))
-            if guidance:
-                guided, free = v.chunk(2)
-                v = (1 + guidance) * guided - guidance * free
-            x = x + (after - now) * v
-        return x
+
+        def velocity(point: Tensor, time: Tensor) -> Tensor:
+            if not guidance:
+                return self.velocity(point, told, time)
+            guided, free = self.velocity(torch.cat([point, point]), told, time).chunk(2)
+            return (1 + guidance) * guided - guidance * free
+
+        return follow(velocity, x, way)
 
     def _prompt(self, tokens: Tensor | None, mel: Tensor | None, batch: int) -> Tensor:
         """The mel of the prompt, (B, M, Fp), with no frames where there is none."""

@@ -21,17 +21,25 @@ class TokenVocoder:
     Args:
         flow: tokens to mel.
         head: mel to waveform.
-        steps: Euler steps of the flow.
+        steps: calls of the flow's network.
         guidance: of the flow.
+        solver: of the flow, one of :data:`aqaa.vocoder.solver.SOLVERS`.
     """
 
     def __init__(
-        self, flow: TokenFlow, head: Hift, *, steps: int = 10, guidance: float = 0.7
+        self,
+        flow: TokenFlow,
+        head: Hift,
+        *,
+        steps: int = 10,
+        guidance: float = 0.7,
+        solver: str = "euler",
     ) -> None:
         self.flow = flow.eval()
         self.head = head.eval()
         self.steps = steps
         self.guidance = guidance
+        self.solver = solver
 
     @classmethod
     def load(cls, folder: str | Path) -> "TokenVocoder":
@@ -80,5 +88,6 @@ class TokenVocoder:
             noise=noise,
             steps=self.steps,
             guidance=self.guidance,
+            solver=self.solver,
         )
         return Waveform(self.head(mel, generator)[0].numpy(), VOCODER_RATE_HZ)

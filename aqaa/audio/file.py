@@ -18,6 +18,7 @@ from aqaa.storage import atomic_path
 
 PEAK = 0.5  # of every clip the chain hears or is trained on
 SILENT_PEAK = 1e-3
+_FAINTEST_PEAK = 0.01  # what is fainter is brought up as if it were this loud
 _TRIM_SHARE = 0.02  # of the peak: what is quieter at either end is silence
 _LEAD_S, _TAIL_S = 0.03, 0.05  # of silence kept, so that soft onsets and endings survive
 _RIFF_SIZE_UNKNOWN = 0x7FFFF000  # writers to a pipe leave this or more in the header
@@ -58,6 +59,16 @@ def file_rate_hz(path: str | Path) -> int:
         return int(soundfile.info(str(path)).samplerate)
     except soundfile.LibsndfileError as error:
         raise UsageError(f"{path} is not a readable sound file: {error.error_string}") from None
+
+
+def file_duration_s(path: str | Path) -> float:
+    """How long a sound file lasts, by its header; UsageError where it cannot be opened."""
+    _check_file(Path(path))
+    try:
+        found = soundfile.info(str(path))
+    except soundfile.LibsndfileError as error:
+        raise UsageError(f"{path} is not a readable sound file: {error.error_string}") from None
+    return float(found.frames / found.samplerate)
 
 
 def _check_file(path: Path) -> None:
@@ -105,6 +116,12 @@ def _read_stretch(
             "copy it again"
         )
     return samples, rate_hz
+
+
+def levelled(samples: NDArray[np.float32], peak: float) -> NDArray[np.float32]:
+    """(T,) at a peak of ``peak``; what is nearly silent is not blown up by more than 100 times."""
+    loudest = max(float(np.abs(samples).max(initial=0.0)), _FAINTEST_PEAK)
+    return samples * np.float32(peak / loudest)
 
 
 def trim(samples: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from aqaa.audio.file import file_duration_s, levelled
 from aqaa.data.corpus import seconds
-from aqaa.data.manifest import clip, read_manifest, sound_path
+from aqaa.data.manifest import HUMAN, clip, read_manifest, sound_path
 from aqaa.errors import UsageError
 
 TRAIN, VALIDATION = ("train", "answers"), ("validation",)
@@ -63,7 +63,7 @@ def _parts(row: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]
     """Every audio part of a row that names a file, and what the row says of it."""
     owners = [{**row, "content": [row["audio"]]}] if isinstance(row.get("audio"), dict) else []
     owners += row.get("messages") or []
-    voice = (row.get("meta") or {}).get("voice") if len(owners) == 1 else None
+    voice = (row.get("meta") or {}).get("voice")
     for owner in owners:
         parts = owner.get("content") or []
         heard = [part for part in parts if isinstance(part, dict) and "path" in part]
@@ -72,7 +72,7 @@ def _parts(row: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]
             yield part, {
                 "text": text if isinstance(text, str) and readable(text) else None,
                 "phones": tuple(part.get("phones") or ()) or None,
-                "speaker": owner.get("speaker") or voice,
+                "speaker": owner.get("speaker") or (voice if owner.get("role") in HUMAN else None),
                 "emotion": _emotion(owner.get("style")),
             }
 

@@ -60,21 +60,32 @@ def _rest_s(part: dict[str, Any], root: Path) -> float:
 
 
 def _parts(row: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Every audio part of a row that names a file, and what the row says of it."""
+    """Every audio part of a row that names a file, and what the row says of it.
+
+    What a part has by ``ref`` is a row of its own elsewhere.
+    """
     owners = [{**row, "content": [row["audio"]]}] if isinstance(row.get("audio"), dict) else []
     owners += row.get("messages") or []
     voice = (row.get("meta") or {}).get("voice")
     for owner in owners:
         parts = owner.get("content") or []
-        heard = [part for part in parts if isinstance(part, dict) and "path" in part]
+        heard = [p for p in parts if isinstance(p, dict) and "path" in p and "ref" not in p]
         for part in heard:
-            text = part.get("text") or (owner.get("text") if len(heard) == 1 else None)
+            text = part.get("text") or (_written(owner) if len(heard) == 1 else None)
             yield part, {
                 "text": text if isinstance(text, str) and readable(text) else None,
                 "phones": tuple(part.get("phones") or ()) or None,
                 "speaker": owner.get("speaker") or (voice if owner.get("role") in HUMAN else None),
                 "emotion": _emotion(owner.get("style")),
             }
+
+
+def _written(owner: dict[str, Any]) -> str | None:
+    """What stands beside a sound as its words: the row's text, or that of an answer."""
+    if owner.get("role") in HUMAN:
+        return None
+    parts = [p for p in owner["content"] if isinstance(p, dict) and p.get("type") == "text"]
+    return owner.get("text") or " ".join(str(part.get("text", "")) for part in parts)
 
 
 def _emotion(style: Any) -> str | None:

@@ -18,8 +18,10 @@ def ctc(log_probs: Tensor, steps: Tensor, targets: list[list[int]]) -> Tensor:
 
     Returns:
         Scalar: the summed negative log likelihood over the number of labels. A clip too short for
-        its labels counts zero.
+        its labels counts zero, and so does a batch without clips.
     """
+    if not targets:
+        return log_probs.sum()
     lengths = torch.tensor([len(t) for t in targets])
     flat = torch.tensor([label for t in targets for label in t], dtype=torch.long)
     total = F.ctc_loss(

@@ -11,7 +11,8 @@ from aqaa.data.utterances import read_utterances, readable, within
 from aqaa.errors import UsageError
 
 ROWS = [
-    {"id": "a", "kind": "asr", "text": "Hello, World!", "speaker": "f1", "audio": {"path": "x.wav"}},
+    {"id": "a", "kind": "asr", "text": "Hello, World!", "speaker": "f1",
+     "audio": {"path": "x.wav"}},
     {"id": "b", "kind": "tts", "text": "dear me", "style": {"emotion": "sad"},
      "audio": {"path": "x.wav", "start": 0.25, "end": 0.75, "phones": ["d", "i"]}},
     {"id": "c", "kind": "audio", "audio": {"path": "y.wav"}},
@@ -19,6 +20,9 @@ ROWS = [
         {"role": "user", "content": [{"type": "audio", "path": "y.wav", "text": "who"}]},
         {"role": "assistant", "style": "calm", "speaker": "m", "content": [
             {"type": "text", "text": "me"}, {"type": "audio", "path": "z.wav"}]}]},
+    {"id": "f", "kind": "chat", "messages": [{"role": "assistant", "content": [
+        {"type": "text", "text": "a row of its own"},
+        {"type": "audio", "path": "w.wav", "ref": "b"}]}]},
     {"id": "e", "kind": "chat", "messages": [
         {"role": "user", "content": [{"type": "text", "text": "no sound"}]}]},
 ]  # fmt: skip
@@ -40,7 +44,7 @@ def test_every_stretch_of_sound_once_and_what_is_known_of_it(folder: Path) -> No
         ("x.wav", 1.0, "Hello, World!", "f1", None),
         ("x.wav", 0.5, "dear me", None, "sad"),
         ("y.wav", 0.5, "who", "v", None),  # the row with a transcript counts
-        ("z.wav", 2.0, None, "m", "calm"),
+        ("z.wav", 2.0, "me", "m", "calm"),
     ]
     assert found[1].phones == ("d", "i")
     assert read_utterances(folder, ("validation",)) == []

@@ -59,3 +59,10 @@ def test_the_best_path_is_collapsed(path: list[int], labels: list[int]) -> None:
     padded = torch.tensor([*path, 1, 2])
     log_probs = torch.nn.functional.one_hot(padded, 3).float()
     assert greedy_labels(log_probs, len(path)) == labels == collapse(tuple(path))
+
+
+def test_a_batch_without_clips_is_nothing() -> None:
+    scores = torch.randn(0, 9, 4, requires_grad=True)
+    loss = ctc(scores.log_softmax(-1), torch.zeros(0), [])
+    loss.backward()
+    assert float(loss.detach()) == 0.0

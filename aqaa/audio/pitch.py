@@ -29,12 +29,12 @@ class Voice(NamedTuple):
     level: Tensor
 
 
-def voice(samples: Tensor, places: int) -> Voice:
+def voice(samples: Tensor, places: int, *, step_samples: int = STEP_SAMPLES) -> Voice:
     """Pitch and level of (T,) at 16 kHz around the samples 0, 640, 1280 ... of so many places."""
     side = WINDOW_SAMPLES // 2
-    needed = (places - 1) * STEP_SAMPLES + WINDOW_SAMPLES
+    needed = (places - 1) * step_samples + WINDOW_SAMPLES
     padded = F.pad(samples.float(), (side, max(0, needed - side - len(samples))))
-    frames = padded.unfold(0, WINDOW_SAMPLES, STEP_SAMPLES)[:places]
+    frames = padded.unfold(0, WINDOW_SAMPLES, step_samples)[:places]
     rms = frames.pow(2).mean(1).sqrt()
     window, own = _window()
     frames = (frames - frames.mean(1, keepdim=True)) * window

@@ -26,6 +26,7 @@ COMMANDS = frozenset(
         "aqaa.data.synthesize.synthesize",
         "aqaa.data.token_store.tokenize",
         "aqaa.data.validate.check",
+        "aqaa.evaluation.books.report",
         "aqaa.evaluation.evaluate.evaluate",
         "aqaa.runtime.export.export",
         "aqaa.runtime.planner.plan",

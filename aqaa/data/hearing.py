@@ -29,6 +29,7 @@ from aqaa.errors import UsageError
 
 PEAK = 0.999  # the level that tokenizers of the released kind hear
 _LENGTH_JITTER_S = 0.25
+_SHORTEST_SAMPLES = 880
 _FRAMES_PER_PLACE = 4
 # Both ears' numbers as logarithms of a magnitude, which is what an augmentation changes.
 _FBANK_OFFSET, _FBANK_FLOOR = 20.8, -18.5  # of 16-bit sound
@@ -185,15 +186,16 @@ class HeardBatches:
             return found
         samples = utterance.samples(self._root, peak=PEAK)
         known: Voice | None = None
+        if len(samples) < _SHORTEST_SAMPLES or not stacked_frames(len(samples)):
+            raise UsageError(
+                f"{utterance.part['path']} has a stretch of {utterance.duration_s:.3f} s, which is "
+                "too short to hear: leave it out of the manifest"
+            )
         if self._book == "linguistic":
             frames = fbank(samples)[: stacked_frames(len(samples)) * STEP]
         else:
             frames = whisper_mel(samples, bins=self._bins).T
             known = voice(samples, -(-len(frames) // _FRAMES_PER_PLACE))
-        if not len(frames):
-            raise UsageError(
-                f"{utterance.part['path']} lasts {utterance.duration_s:.3f} s: too short to hear"
-            )
         if len(self._cache) < self._cached_clips:
             self._cache[id(utterance)] = frames, known
         return frames, known

@@ -14,6 +14,7 @@ from aqaa.ranks import total
 _SEARCH_ROWS = 512  # vectors a search holds distances for at once: they stay in the cache
 _DEVICE_SEARCH_ROWS = 8192  # on a device one large product is faster than many small ones
 _FADED_COUNT = 1e-5
+_START_ROWS = 32  # vectors a code that k-means++ looks at
 # One vector's evidence at a decay of 0.97 has fallen to this after a hundred steps without another.
 DEAD_COUNT = 1e-3
 
@@ -147,9 +148,9 @@ def mini_batch_kmeans(
 ) -> Tensor:
     """Cluster centres (codes, D) of (N, D) by k-means over mini-batches (Sculley 2010).
 
-    Starts by k-means++ and moves each centre by the mean of all it was given so far; a centre that
-    an epoch gave nothing begins again at a vector far from its own. The same seed gives the same
-    centres.
+    Starts by k-means++, on at most 32 vectors a code, and moves each centre by the mean of all it
+    was given so far; a centre that an epoch gave nothing begins again at a vector far from its own.
+    The same seed gives the same centres.
 
     Raises:
         UsageError: fewer vectors than codes, or vectors that are no numbers.
@@ -159,7 +160,11 @@ def mini_batch_kmeans(
     if not bool(vectors.isfinite().all()):
         raise UsageError("the vectors to cluster hold NaN or infinite numbers")
     generator = torch.Generator().manual_seed(seed)
-    centres = plus_plus(vectors, codes=codes, generator=generator)
+    first = vectors
+    if len(vectors) > _START_ROWS * codes:  # as many tell where the first centres may lie
+        rows = torch.randperm(len(vectors), generator=generator)[: _START_ROWS * codes]
+        first = vectors[rows.to(vectors.device)]
+    centres = plus_plus(first, codes=codes, generator=generator)
     given = vectors.new_zeros(codes)
     for epoch in range(epochs):
         before = given.clone()

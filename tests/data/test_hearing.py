@@ -3,7 +3,9 @@
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from aqaa.audio.fbank import linguistic_frontend
@@ -105,3 +107,61 @@ def test_clean_batches_are_drawn_over_the_whole_corpus(corpus: Path) -> None:
     random.seed(3)
     again = source(corpus, "linguistic").clean(2)
     assert all(a.feats.equal(b.feats) for a, b in zip(few, again, strict=True))
+
+
+def noise(samples: int, rate_hz: int = 16_000, channels: int = 1) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    return 0.1 * generator.standard_normal((samples * rate_hz // 16_000, channels))
+
+
+def spoiled() -> np.ndarray:
+    samples = noise(9000)
+    samples[77] = np.nan
+    return samples
+
+
+BAD = {
+    "no samples": (noise(0), 16_000, "FLOAT", "holds no sound"),
+    "one sample": (noise(1), 16_000, "FLOAT", "too short to hear: leave it out"),
+    "too short": (noise(800), 16_000, "FLOAT", "too short to hear: leave it out"),
+    "not a number": (spoiled(), 16_000, "FLOAT", "holds 1 NaN or infinite samples"),
+}
+ODD = {
+    "silence": (0 * noise(9000), 16_000, "PCM_16"),
+    "faint": (1e-6 * noise(9000), 16_000, "FLOAT"),
+    "clipped": (np.clip(100 * noise(9000), -1, 1), 16_000, "PCM_16"),
+    "8 kHz": (noise(9000, 8000), 8000, "PCM_16"),
+    "192 kHz": (noise(9000, 192_000), 192_000, "PCM_16"),
+    "stereo": (noise(9000, channels=2), 16_000, "PCM_16"),
+    "24-bit": (noise(9000), 16_000, "PCM_24"),
+}
+
+
+def one_file(folder: Path, samples: np.ndarray, rate_hz: int, subtype: str) -> Path:
+    """A corpus of this one file, again and again."""
+    soundfile.write(folder / "odd.wav", samples, rate_hz, subtype=subtype)
+    row = '{"id": "a", "kind": "asr", "text": "a b", "audio": {"path": "odd.wav"}}\n'
+    for split in ("train", "validation"):
+        (folder / f"{split}.jsonl").write_text(row)
+    return folder
+
+
+@pytest.mark.parametrize("book", ["linguistic", "semantic"])
+@pytest.mark.parametrize("name", BAD)
+def test_a_file_that_cannot_be_learnt_from_is_named(name: str, book: str, tmp_path: Path) -> None:
+    samples, rate_hz, subtype, sentence = BAD[name]
+    folder = one_file(tmp_path, samples, rate_hz, subtype)
+    heard = HeardBatches(corpus=str(folder), book=book, batch=1)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=sentence) as error:
+        heard.batch(0)
+    assert "odd.wav" in str(error.value)
+
+
+@pytest.mark.parametrize("book", ["linguistic", "semantic"])
+@pytest.mark.parametrize("name", ODD)
+def test_an_odd_file_is_heard(name: str, book: str, tmp_path: Path) -> None:
+    samples, rate_hz, subtype = ODD[name]
+    folder = one_file(tmp_path, samples, rate_hz, subtype)
+    batch = HeardBatches(corpus=str(folder), book=book, batch=1).batch(0)  # type: ignore[arg-type]
+    assert bool(batch.feats.isfinite().all()) and bool(batch.targets.level.isfinite().all())
+    assert batch.feats.shape[1] == (9 if book == "linguistic" else 56)

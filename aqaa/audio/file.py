@@ -6,6 +6,7 @@ Letters: T samples, C channels.
 import os
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -54,21 +55,20 @@ def read_audio(
 
 def file_rate_hz(path: str | Path) -> int:
     """The rate a sound file is stored at; UsageError where it cannot be opened."""
-    _check_file(Path(path))
-    try:
-        return int(soundfile.info(str(path)).samplerate)
-    except soundfile.LibsndfileError as error:
-        raise UsageError(f"{path} is not a readable sound file: {error.error_string}") from None
+    return int(_info(path).samplerate)
 
 
 def file_duration_s(path: str | Path) -> float:
-    """How long a sound file lasts, by its header; UsageError where it cannot be opened."""
+    """How long a sound file lasts by its header; UsageError where it cannot be opened."""
+    return float(_info(path).duration)
+
+
+def _info(path: str | Path) -> Any:
     _check_file(Path(path))
     try:
-        found = soundfile.info(str(path))
+        return soundfile.info(str(path))
     except soundfile.LibsndfileError as error:
         raise UsageError(f"{path} is not a readable sound file: {error.error_string}") from None
-    return float(found.frames / found.samplerate)
 
 
 def _check_file(path: Path) -> None:
@@ -118,12 +118,6 @@ def _read_stretch(
     return samples, rate_hz
 
 
-def levelled(samples: NDArray[np.float32], peak: float) -> NDArray[np.float32]:
-    """(T,) at a peak of ``peak``; what is nearly silent is not blown up by more than 100 times."""
-    loudest = max(float(np.abs(samples).max(initial=0.0)), _FAINTEST_PEAK)
-    return samples * np.float32(peak / loudest)
-
-
 def trim(samples: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:
     """Cut silence off both ends of (T,), keeping 30 ms before and 50 ms after the sound."""
     loudness = np.abs(samples)
@@ -132,6 +126,12 @@ def trim(samples: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:
         return samples
     start = max(0, int(loud[0]) - round(_LEAD_S * rate_hz))
     return samples[start : int(loud[-1]) + 1 + round(_TAIL_S * rate_hz)]
+
+
+def levelled(samples: NDArray[np.float32], peak: float) -> NDArray[np.float32]:
+    """(T,) at a peak of ``peak``; what is nearly silent is not blown up by more than 100 times."""
+    loudest = max(float(np.abs(samples).max(initial=0.0)), _FAINTEST_PEAK)
+    return samples * np.float32(peak / loudest)
 
 
 def pad_to_groups(samples: NDArray[np.float32]) -> NDArray[np.float32]:

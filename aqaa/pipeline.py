@@ -112,7 +112,8 @@ class Pipeline:
     def listen(self, question: Waveform) -> CodePair:
         """Codes of a question, after silence is trimmed and the level set."""
         level = self.tokenizer.peak
-        return self.tokenizer.encode(torch.from_numpy(prepare(question, peak=level).samples))
+        samples = torch.from_numpy(prepare(question, peak=level).samples)
+        return self.tokenizer.encode(samples, books=self.backbone.ids.layout.books)
 
     def reply(
         self,

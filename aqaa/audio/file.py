@@ -6,6 +6,7 @@ Letters: T samples, C channels.
 import os
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -18,6 +19,7 @@ from aqaa.storage import atomic_path
 
 PEAK = 0.5  # of every clip the chain hears or is trained on
 SILENT_PEAK = 1e-3
+_FAINTEST_PEAK = 0.01  # what is fainter is brought up as if it were this loud
 _TRIM_SHARE = 0.02  # of the peak: what is quieter at either end is silence
 _LEAD_S, _TAIL_S = 0.03, 0.05  # of silence kept, so that soft onsets and endings survive
 _RIFF_SIZE_UNKNOWN = 0x7FFFF000  # writers to a pipe leave this or more in the header
@@ -53,9 +55,18 @@ def read_audio(
 
 def file_rate_hz(path: str | Path) -> int:
     """The rate a sound file is stored at; UsageError where it cannot be opened."""
+    return int(_info(path).samplerate)
+
+
+def file_duration_s(path: str | Path) -> float:
+    """How long a sound file lasts by its header; UsageError where it cannot be opened."""
+    return float(_info(path).duration)
+
+
+def _info(path: str | Path) -> Any:
     _check_file(Path(path))
     try:
-        return int(soundfile.info(str(path)).samplerate)
+        return soundfile.info(str(path))
     except soundfile.LibsndfileError as error:
         raise UsageError(f"{path} is not a readable sound file: {error.error_string}") from None
 
@@ -115,6 +126,12 @@ def trim(samples: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:
         return samples
     start = max(0, int(loud[0]) - round(_LEAD_S * rate_hz))
     return samples[start : int(loud[-1]) + 1 + round(_TAIL_S * rate_hz)]
+
+
+def levelled(samples: NDArray[np.float32], peak: float) -> NDArray[np.float32]:
+    """(T,) at a peak of ``peak``; what is nearly silent is not blown up by more than 100 times."""
+    loudest = max(float(np.abs(samples).max(initial=0.0)), _FAINTEST_PEAK)
+    return samples * np.float32(peak / loudest)
 
 
 def pad_to_groups(samples: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -58,6 +58,12 @@ _TABLE = (
         "aqaa tokenizer preset=walkthrough/tokenizer_linguistic",
     ),
     Verb(
+        "report",
+        "measure what two tokenizers' codes know: language in one column, voice in the other",
+        "aqaa report linguistic=runs/linguistic_base/model semantic=runs/semantic_base/model",
+        positional="out",
+    ),
+    Verb(
         "pretrain",
         "pre-train the backbone on speech and text, continued, transcribed, spoken, interleaved",
         "aqaa pretrain preset=walkthrough/pretrain",

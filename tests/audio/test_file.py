@@ -11,7 +11,9 @@ import soundfile
 
 from aqaa.audio.file import (
     PEAK,
+    file_duration_s,
     file_rate_hz,
+    levelled,
     pad_to_groups,
     prepare,
     read_audio,
@@ -43,6 +45,25 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert back.samples.dtype == np.float32 and back.samples.shape == (8000,)
     np.testing.assert_allclose(back.samples, tone(0.5), atol=1 / 32767)
     assert soundfile.info(tmp_path / "a.wav").subtype == "PCM_16"
+
+
+def test_the_header_tells_rate_and_duration(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(12_345, dtype=np.float32), 24_000)
+    assert (file_rate_hz(tmp_path / "a.wav"), file_duration_s(tmp_path / "a.wav")) == (
+        24_000,
+        12_345 / 24_000,
+    )
+    (tmp_path / "b.wav").write_text("words")
+    with pytest.raises(UsageError, match="b.wav is not a readable sound file"):
+        file_duration_s(tmp_path / "b.wav")
+
+
+def test_a_level_is_reached_unless_the_sound_is_nearly_silent() -> None:
+    tone = np.sin(np.arange(400) / 5).astype(np.float32)
+    for loud in (1.0, 0.3, 0.01):
+        assert np.abs(levelled(loud * tone, 0.999)).max() == pytest.approx(0.999, rel=1e-3)
+    assert np.abs(levelled(1e-4 * tone, 0.999)).max() == pytest.approx(0.00999, rel=1e-3)
+    assert len(levelled(tone[:0], 0.5)) == 0
 
 
 def test_loud_samples_are_clipped_not_wrapped(tmp_path: Path) -> None:

@@ -47,6 +47,13 @@ TINY: dict[str, tuple[str, ...]] = {
         *("backbone.num_hidden_layers=1",),
     ),
     "tokenizer": (*COMMON, *BOOK, "stage.codebook_batches=1"),
+    **{
+        f"tokenizer speech/{book}_base": (
+            *(*COMMON, *BOOK, "tokenizer.codes=32", "tokenizer.inner=32"),
+            "stage.codebook_batches=1",
+        )
+        for book in ("linguistic", "semantic")
+    },
     "pretrain": COMMON,
     "sft": COMMON,
     "dpo": (*COMMON, "data.batch=2"),
@@ -60,6 +67,7 @@ TINY: dict[str, tuple[str, ...]] = {
     "data pairs": ("prompts=3", "samples=1"),
     "listen": ("count=1",),
     "evaluate": ("rows=1",),
+    "report": ("clips=8",),
 }
 
 

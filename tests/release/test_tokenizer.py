@@ -13,11 +13,13 @@ from aqaa.errors import UsageError
 from aqaa.release.tokenizer import (
     linguistic_encoder_from_state,
     linguistic_frontend,
+    load_one,
     load_tokenizer,
     semantic_encoder_from_state,
 )
 from aqaa.storage import save_tensors
 from aqaa.tokenizer.dual import DualTokenizer
+from aqaa.tokenizer.learner import LinguisticLearner
 from aqaa.tokenizer.sanm import SanmEncoder
 from tests.golden.make import SANM, WHISPER, randomise, sanm, whisper
 from tests.release.onnx_files import write_onnx
@@ -109,6 +111,26 @@ def test_semantic_weights_may_be_a_torch_or_safetensors_file(tmp_path: Path) -> 
     (folder / "speech_tokenizer_v1.pt").unlink()
     save_tensors(folder / "speech_tokenizer_v1.safetensors", semantic_state())
     assert load_tokenizer(folder).encode(SOUND) == expected
+
+
+def test_training_starts_from_a_released_folder_or_from_one_of_ours(tmp_path: Path) -> None:
+    released, ours = write_release(tmp_path / "release"), tmp_path / "ours"
+    both = load_tokenizer(released)
+    both.save(ours)
+    for book in ("linguistic", "semantic"):
+        whole = getattr(both, book)
+        for folder in (released, ours / book):
+            one = load_one(folder, book)
+            assert one.book == book
+            assert one.encode_sound(SOUND) == whole.encode_sound(SOUND)
+    sizes = dict(both.linguistic.settings["encoder"], codes=len(both.linguistic.codebook.vectors))
+    del sizes["in_width"]
+    learner = LinguisticLearner(labels=["a"], emotions=[], **sizes)
+    learner.take(load_one(released, "linguistic"))
+    assert learner.tokenizer.encode_sound(SOUND) == both.linguistic.encode_sound(SOUND)
+    assert learner.tokenizer.shift.equal(both.linguistic.shift)
+    with pytest.raises(UsageError, match="is not a folder"):
+        load_one(tmp_path / "absent", "semantic")
 
 
 def without(name: str) -> Callable[[Path], None]:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 LOWEST_HZ, HIGHEST_HZ = 60.0, 500.0
 WINDOW_S = 0.035  # two periods of the lowest pitch
-DIP = 0.2  # of the normalised difference: no lag falls below it where nothing is voiced
+DIP = 0.35  # of the normalised difference: no lag falls below it where nothing is voiced
 QUIET = 0.02  # of the loudest window: what is quieter has no pitch
 
 

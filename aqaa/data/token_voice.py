@@ -37,9 +37,10 @@ GROUP_FRAMES = float(GROUP_S * VOCODER_RATE_HZ / VOCODER_HOP_SAMPLES)  # of the 
 
 
 class TokenBatch(NamedTuple):
-    """``tokens`` (B, N) and ``mel`` (B, M, F) with their real lengths, ``speaker`` (B, S) or None.
+    """``tokens`` (B, N) and ``mel`` (B, M, F) with their real lengths, and what else is decided.
 
-    ``draw`` holds what chance decided for this batch.
+    ``speaker`` (B, S) and ``heard`` (B,), 0 where an item is not told it, are None where no speaker
+    is known; ``draw`` holds what chance decided for this batch.
     """
 
     tokens: Tensor
@@ -47,6 +48,7 @@ class TokenBatch(NamedTuple):
     mel: Tensor
     frame_counts: list[int]
     speaker: Tensor | None
+    heard: Tensor | None
     draw: Draw
 
 
@@ -140,13 +142,12 @@ class TokenFlowBatches:
             mels.append(stretch_of(mel, 0, max(frames), fill=SILENCE))
         mel = torch.stack(mels)
         chance = draw(mel, frames, generator=generator)
-        speaker = None
+        speaker = heard = None
         if self.speakers is not None:
             names = [self.clips.spoken[key].speaker for key, _ in places]
             speaker = torch.stack([self.speakers[name] for name in names])
-            heard = torch.rand(len(places), generator=generator) < self._speaker_share
-            chance = chance._replace(heard=heard)
-        return TokenBatch(tokens, counts, mel, frames, speaker, chance)
+            heard = (torch.rand(len(places), generator=generator) < self._speaker_share).float()
+        return TokenBatch(tokens, counts, mel, frames, speaker, heard, chance)
 
     def _ids(
         self,

@@ -88,6 +88,7 @@ class TokenFlowTraining(pl.LightningModule):
             frame_counts=batch.frame_counts,
             draw=batch.draw,
             speaker=batch.speaker,
+            heard=batch.heard,
             prompt_in_loss=self._prompt_in_loss,
         )
         return loss

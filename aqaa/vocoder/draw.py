@@ -20,15 +20,13 @@ class Draw(NamedTuple):
     """Chance, of one batch.
 
     ``noise`` (B, M, F), flow ``time`` (B,), ``keep`` (B,): 0 where the conditions are dropped,
-    ``prompt_frames`` (B,): how much of the mel's beginning is given; ``heard`` (B,): 0 where the
-    speaker is not told (None: told wherever there is a condition).
+    ``prompt_frames`` (B,): how much of the mel's beginning is given.
     """
 
     noise: Tensor
     time: Tensor
     keep: Tensor
     prompt_frames: Tensor
-    heard: Tensor | None = None
 
 
 def draw(

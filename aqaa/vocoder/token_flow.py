@@ -121,6 +121,7 @@ class TokenFlow(nn.Module):
         frame_counts: Sequence[int],
         draw: Draw,
         speaker: Tensor | None = None,
+        heard: Tensor | None = None,
         prompt_in_loss: bool = True,
     ) -> Tensor:
         """Training loss: the mean squared error of the velocity over real frames.
@@ -132,6 +133,7 @@ class TokenFlow(nn.Module):
             frame_counts: the same of the mel.
             draw: what chance decided for this batch.
             speaker: (B, S) or None.
+            heard: (B,), 0 where an item is not told its speaker; None where all are.
             prompt_in_loss: count the frames that a prompt gives away too.
 
         Returns:
@@ -144,9 +146,10 @@ class TokenFlow(nn.Module):
         place = torch.arange(mel.shape[2], device=mel.device)
         given = place < draw.prompt_frames[:, None]
         keep = draw.keep[:, None].to(mel.dtype)
-        heard = keep if draw.heard is None else keep * draw.heard[:, None]
-        voice, prompt = self.voice(speaker, len(mel)) * heard, mel * given[:, None]
-        condition = Condition(text * keep[..., None], voice, prompt * keep[..., None])
+        voice, prompt = self.voice(speaker, len(mel)), mel * given[:, None]
+        if heard is not None:
+            voice = voice * heard[:, None]
+        condition = Condition(text * keep[..., None], voice * keep, prompt * keep[..., None])
         point, target = path(draw.noise, mel, draw.time)
         velocity = self.velocity(point, condition, draw.time, channels_mask)
         counted = mel.new_ones(len(mel), mel.shape[2]) if mask is None else mask

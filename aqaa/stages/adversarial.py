@@ -145,7 +145,9 @@ class Adversarial(pl.LightningModule):
         if pitch is not None:
             terms["pitch"] = (pitch - batch.pitch).abs().mean()
         if judged:
-            ours, real = self.judges(made), self.judges(batch.samples)
+            ours = self.judges(made)
+            with torch.no_grad():
+                real = self.judges(batch.samples)
             terms["judges"] = generator_loss([v.score for v in ours])
             terms["features"] = feature_matching(
                 [v.features for v in real], [v.features for v in ours]

@@ -3,6 +3,7 @@
 Letters: B clips, C channels, F mel frames, T samples (F hops), N = n_fft.
 """
 
+import math
 from pathlib import Path
 
 import torch
@@ -90,6 +91,12 @@ class WaveformHead(nn.Module):
         self.norm_out = nn.LayerNorm(channels)
         self.project = nn.Linear(channels, fft_size + 2)
         self.register_buffer("window", torch.hann_window(fft_size), persistent=False)
+
+    @property
+    def reach_frames(self) -> int:
+        """Frames on either side that decide about a frame's samples."""
+        overlap = (len(self.window) - self.hop_samples) / 2 / self.hop_samples
+        return 3 * (len(self.blocks) + 1) + math.ceil(overlap)
 
     def forward(self, mel: Tensor) -> Tensor:
         """Log-mel (B, 80, F) -> samples (B, T)."""

@@ -30,10 +30,11 @@ HELD_OUT_EVERY = 20  # of the clips, where no manifest is for validation
 
 @dataclass(frozen=True)
 class Spoken:
-    """Where a clip lies, and who speaks ('' where the manifest does not say)."""
+    """Where a clip lies, who speaks and what is said ('' where the manifest does not say)."""
 
     part: dict[str, Any]
     speaker: str
+    text: str
 
 
 def spoken(folder: str | Path, manifests: Sequence[str] | None = None) -> dict[str, Spoken]:
@@ -55,7 +56,8 @@ def spoken(folder: str | Path, manifests: Sequence[str] | None = None) -> dict[s
             part = row.get("audio") or (question_part(row) if row.get("messages") else {})
             if "path" in part:
                 speaker = row.get("speaker") or row.get("meta", {}).get("voice") or ""
-                found[f"{path.stem}/{row['id']}"] = Spoken(part, str(speaker))
+                text = str(part.get("text") or row.get("text") or "")
+                found[f"{path.stem}/{row['id']}"] = Spoken(part, str(speaker), text)
     return found
 
 

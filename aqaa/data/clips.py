@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aqaa.audio.file import PEAK, read_audio
-from aqaa.audio.pitch import pitch
+from aqaa.audio.file import PEAK, read_audio, trim
 from aqaa.audio.vocoder_mel import EDGE_SAMPLES, MAGNITUDE_FLOOR, vocoder_mel
+from aqaa.audio.yin import pitch
 from aqaa.data.corpus import question_part
 from aqaa.data.manifest import read_manifest, sound_path
 from aqaa.errors import UsageError
@@ -50,15 +50,32 @@ def spoken(folder: str | Path, manifests: Sequence[str] | None = None) -> dict[s
     names = sorted(p.stem for p in Path(folder).glob("*.jsonl")) if manifests is None else manifests
     if not names:
         raise UsageError(f"{folder} holds no manifest (*.jsonl) of spoken clips")
-    found = {}
-    for path in (Path(folder) / f"{name}.jsonl" for name in names):
-        for row in read_manifest(path):
-            part = row.get("audio") or (question_part(row) if row.get("messages") else {})
-            if "path" in part:
-                speaker = row.get("speaker") or row.get("meta", {}).get("voice") or ""
+    found, corpus = {}, is_corpus(folder)
+    for name in names:
+        for row in read_manifest(Path(folder) / f"{name}.jsonl"):
+            speaker = str(row.get("speaker") or row.get("meta", {}).get("voice") or "")
+            for ending, part in _parts(row, corpus):
                 text = str(part.get("text") or row.get("text") or "")
-                found[f"{path.stem}/{row['id']}"] = Spoken(part, str(speaker), text)
+                found[f"{name}/{row['id']}{ending}"] = Spoken(part, speaker, text)
     return found
+
+
+def is_corpus(folder: str | Path) -> bool:
+    """Whether clips are whole groups already, one a row; else they are trimmed before they are."""
+    return (Path(folder) / "domain.json").is_file()
+
+
+def _parts(row: dict[str, Any], corpus: bool) -> list[tuple[str, dict[str, Any]]]:
+    """Audio parts with sound of their own, and what their keys end in where there are several."""
+    if corpus:
+        part = row.get("audio") or question_part(row)
+        return [("", part)] if "path" in part else []
+    found = [row[name] for name in ("audio", "prompt") if isinstance(row.get(name), dict)]
+    for name in ("messages", "prompt", "chosen", "rejected"):
+        messages = row[name] if isinstance(row.get(name), list) else []
+        found += [p for m in messages for p in m["content"] if p["type"] == "audio"]
+    found = [part for part in found if "path" in part]
+    return [(f"/{i}" if len(found) > 1 else "", part) for i, part in enumerate(found)]
 
 
 def split(keys: list[str]) -> tuple[list[str], list[str]]:
@@ -77,7 +94,6 @@ class Clips:
     Args:
         folder: holds manifests of aqaa-jsonl.
         manifests: names of those to take (None: all).
-        peak: the level every clip is brought to.
         cached: how many clips.
     """
 
@@ -86,18 +102,17 @@ class Clips:
         folder: str | Path,
         *,
         manifests: Sequence[str] | None = None,
-        peak: float = PEAK,
         cached: int = 4096,
     ) -> None:
         self.folder = Path(folder)
         self.spoken = spoken(folder, manifests)
-        self._peak = peak
+        self._trimmed = is_corpus(folder)
         self.samples = lru_cache(cached)(self._samples)
         self.mel = lru_cache(cached)(self._mel)
         self.pitch = lru_cache(cached)(self._pitch)
 
     def _samples(self, key: str) -> Tensor:
-        """Samples (T,) at the vocoder's rate."""
+        """Samples (T,) at the vocoder's rate, trimmed and at a level as tokenizers hear them."""
         part = self.spoken[key].part
         sound = read_audio(
             sound_path(part["path"], self.folder),
@@ -105,10 +120,12 @@ class Clips:
             start_s=part.get("start") or 0.0,
             end_s=part.get("end"),
         ).samples
+        loudest = float(np.abs(sound).max())
+        if not self._trimmed:
+            sound = trim(sound, VOCODER_RATE_HZ)
         if len(sound) <= EDGE_SAMPLES:
             raise UsageError(f"{key} of {self.folder} is too short: {len(sound)} samples")
-        loudest = float(np.abs(sound).max())
-        return torch.from_numpy(sound) * (self._peak / loudest if loudest else 1.0)
+        return torch.from_numpy(sound) * (PEAK / loudest if loudest else 1.0)
 
     def _mel(self, key: str) -> Tensor:
         """Log-mel (M, F) in half precision, which is finer than a network hears."""

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from aqaa.audio.file import PEAK
 from aqaa.data.clips import SILENCE, Clips, split, stretch_of
 from aqaa.data.sampler import BucketSampler
 from aqaa.data.token_store import TokenStore
@@ -65,7 +64,6 @@ class TokenFlowBatches:
         speakers: a safetensors file with a vector (S,) for every speaker of the manifests, by
             name (None: the flow is told no speaker).
         speaker_share: of the clips hear their speaker's vector, the others do without.
-        peak: the level every clip is brought to.
         cached: clips whose mel is kept in memory.
         seed: decides everything.
     """
@@ -81,12 +79,11 @@ class TokenFlowBatches:
         corruption: tuple[float, float] = (0.0, 0.0),
         speakers: str | None = None,
         speaker_share: float = 0.8,
-        peak: float = PEAK,
         cached: int = 4096,
         seed: int = 0,
     ) -> None:
         self.store = TokenStore(tokens)
-        self.clips = Clips(corpus, manifests=manifests, peak=peak, cached=cached)
+        self.clips = Clips(corpus, manifests=manifests, cached=cached)
         here = [key for key in self.store.keys() if key in self.clips.spoken]
         self._groups = {key: pair.groups for key in here if (pair := self.store[key]).groups}
         if not self._groups:
@@ -200,7 +197,6 @@ class SoundBatches:
         batch: segments a step.
         segment_frames: length of a segment.
         pitch: measure the pitch, which a head with a harmonic source learns; else it is 0.
-        peak: the level every clip is brought to.
         cached: clips kept in memory.
         seed: decides everything.
     """
@@ -213,11 +209,10 @@ class SoundBatches:
         batch: int = 8,
         segment_frames: int = 32,
         pitch: bool = True,
-        peak: float = PEAK,
         cached: int = 4096,
         seed: int = 0,
     ) -> None:
-        self.clips = Clips(corpus, manifests=manifests, peak=peak, cached=cached)
+        self.clips = Clips(corpus, manifests=manifests, cached=cached)
         self._train, self._checked = split(list(self.clips.spoken))
         if not self._train:
             raise UsageError(f"{corpus} holds no clip to train on")

@@ -123,3 +123,30 @@ def test_segments_hold_mel_sound_and_pitch_of_one_place(chain: Chain) -> None:
 def test_segments_longer_than_a_clip_end_in_silence(chain: Chain) -> None:
     batch = SoundBatches(corpus=str(chain / "corpus"), batch=2, segment_frames=2000).batch(0)
     assert (batch.mel[:, :, -1] == SILENCE).all() and not batch.samples[:, -256:].any()
+
+
+def test_clips_of_other_manifests_are_trimmed_and_numbered(tmp_path: Path) -> None:
+    import json
+
+    import numpy as np
+
+    from aqaa.audio.file import write_audio
+
+    tone = 0.3 * np.sin(np.arange(16_000) * 0.1).astype(np.float32)
+    silence = np.zeros(8_000, np.float32)
+    write_audio(tmp_path / "a.wav", np.concatenate([silence, tone, silence]), 16_000)
+    audio = {"type": "audio", "path": "a.wav"}
+    rows = [
+        {"id": "one", "audio": {"path": "a.wav"}, "speaker": "ann", "text": "hm"},
+        {"id": "two", "messages": [{"role": "user", "content": [audio]},
+                                   {"role": "assistant", "content": [audio]}]},
+        {"id": "none", "text": "no sound"},
+    ]  # fmt: skip
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    clips = Clips(tmp_path)
+    assert list(clips.spoken) == ["m/one", "m/two/0", "m/two/1"]
+    assert (clips.spoken["m/one"].speaker, clips.spoken["m/one"].text) == ("ann", "hm")
+    samples = clips.samples("m/one")
+    # A second of sound, 30 ms before and 50 ms after it: as tokenizers hear it.
+    assert len(samples) == pytest.approx(1.08 * 22050, abs=30)
+    assert samples.abs().max() == pytest.approx(0.5, abs=1e-3)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from aqaa.audio.pitch import pitch
+from aqaa.audio.yin import pitch
 from tests.conftest import Chain
 
 RATE_HZ = 22050

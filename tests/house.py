@@ -54,8 +54,8 @@ DOORS = {
 }
 
 GLOBAL_GROUPS = ("preset", "debug")
-# What stages have in common; any other file there is a stage.
-SHARED = {"average", "language", "optimizer", "rows"}
+# What stages have in common or are split into; any other file there is a stage.
+SHARED = {"adversarial", "average", "language", "optimizer", "rows", "token_flow"}
 _FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 _FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 _RATES = {8000, 16000, 22050, 24000, 44100, 48000}

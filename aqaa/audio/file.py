@@ -47,10 +47,15 @@ def read_audio(
     if not np.isfinite(samples).all():
         bad = int((~np.isfinite(samples)).sum())
         raise UsageError(f"{path} holds {bad} NaN or infinite samples; write it again")
-    mono: NDArray[np.float32] = samples.mean(axis=1, dtype=np.float32)
-    if own_rate_hz != rate_hz:
-        mono = soxr.resample(mono, own_rate_hz, rate_hz).astype(np.float32, copy=False)
-    return Waveform(mono, rate_hz)
+    return at_rate(Waveform(samples.mean(axis=1, dtype=np.float32), own_rate_hz), rate_hz)
+
+
+def at_rate(waveform: Waveform, rate_hz: int = QUESTION_RATE_HZ) -> Waveform:
+    """The same sound at another rate; itself where that is its own."""
+    if waveform.rate_hz == rate_hz:
+        return waveform
+    samples = soxr.resample(waveform.samples, waveform.rate_hz, rate_hz)
+    return Waveform(samples.astype(np.float32, copy=False), rate_hz)
 
 
 def file_rate_hz(path: str | Path) -> int:

@@ -99,7 +99,11 @@ def _check_parents(cfg: DictConfig) -> None:
             raise UsageError(
                 f"parents.{name}={path} does not exist: run the stage that makes it first"
             )
-    for key in ("stage.model", "data.corpus", "data.tokens", "data.pairs"):
+    if cfg.parents.get("start_from") and "start_from" not in cfg.stage:
+        raise UsageError(
+            f"parents.start_from={cfg.parents.start_from}: this preset's stage begins from chance"
+        )
+    for key in ("stage.model", "stage.start_from", "data.corpus", "data.tokens", "data.pairs"):
         section, name = key.split(".")
         if name in cfg[section] and cfg[section][name] != cfg.parents.get(name):
             raise UsageError(
@@ -200,7 +204,7 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
     import lightning.pytorch as pl
     import torch
     from hydra.utils import instantiate
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from aqaa.backbone.loading import shape_of
     from aqaa.data.module import DataModule
@@ -246,6 +250,8 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
             trainer.fit(stage, data, ckpt_path=states if saved_states(states) else None)
     except StopRequested as stop:
         raise _stop(stop.number) from None
+    except MisconfigurationException as error:
+        raise UsageError(f"this trainer cannot run this stage: {error}") from None
     except SystemExit:  # Lightning turns Ctrl-C into an exit
         raise KeyboardInterrupt from None
     except Exception:

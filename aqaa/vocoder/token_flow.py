@@ -122,6 +122,8 @@ class TokenFlow(nn.Module):
         frame_counts: Sequence[int],
         draw: Draw,
         speaker: Tensor | None = None,
+        heard: Tensor | None = None,
+        prompt_in_loss: bool = True,
     ) -> Tensor:
         """Training loss: the mean squared error of the velocity over real frames.
 
@@ -132,6 +134,8 @@ class TokenFlow(nn.Module):
             frame_counts: the same of the mel.
             draw: what chance decided for this batch.
             speaker: (B, S) or None.
+            heard: (B,), 0 where an item is not told its speaker; None where all are.
+            prompt_in_loss: count the frames that a prompt gives away too.
 
         Returns:
             A scalar, which padding does not change.
@@ -141,14 +145,18 @@ class TokenFlow(nn.Module):
         channels_mask = None if mask is None else mask[:, None]
         text = self.length_regulator(stretch(text, token_counts, frame_counts), channels_mask)
         place = torch.arange(mel.shape[2], device=mel.device)
-        prompt = mel * (place < draw.prompt_frames[:, None])[:, None]
+        given = place < draw.prompt_frames[:, None]
         keep = draw.keep[:, None].to(mel.dtype)
-        voice = self.voice(speaker, len(mel))
+        voice, prompt = self.voice(speaker, len(mel)), mel * given[:, None]
+        if heard is not None:
+            voice = voice * heard[:, None]
         condition = Condition(text * keep[..., None], voice * keep, prompt * keep[..., None])
         point, target = path(draw.noise, mel, draw.time)
         velocity = self.velocity(point, condition, draw.time, channels_mask)
-        ones = mel.new_ones(len(mel), mel.shape[2])
-        return flow_matching(velocity, target, ones if mask is None else mask)
+        counted = mel.new_ones(len(mel), mel.shape[2]) if mask is None else mask
+        if not prompt_in_loss:
+            counted = counted * ~(given & draw.keep[:, None].bool())
+        return flow_matching(velocity, target, counted)
 
     @torch.no_grad()
     def sample(

@@ -37,6 +37,10 @@ COMMON = (
     *("trainer.limit_val_batches=0", "trainer.log_every_n_steps=1"),
 )
 BOOK = ("data.batch=4", "tokenizer.width=32", "tokenizer.blocks=1", "stage.codebook_rounds=1")
+JUDGES = (
+    *("stage.alone_steps=1", "stage.judges.period_channels=[2,3]"),
+    "stage.judges.resolution_channels=[2,2]",
+)
 # What makes a verb, or a verb under one preset, tiny.
 TINY: dict[str, tuple[str, ...]] = {
     "data synthesize": (
@@ -64,6 +68,9 @@ TINY: dict[str, tuple[str, ...]] = {
     "vocoder walkthrough/vocoder_waveform": (
         *(*COMMON, "data.batch=2", "vocoder.channels=16", "vocoder.inner=32", "vocoder.blocks=1"),
     ),
+    "vocoder base/vocoder_flow": (*COMMON, "data.batch=2", "vocoder=token_flow_tiny"),
+    "vocoder base/vocoder_vocos": (*COMMON, "data.batch=2", "vocoder=vocos_tiny", *JUDGES),
+    "vocoder base/vocoder_hift": (*COMMON, "data.batch=2", "vocoder=hift_tiny", *JUDGES),
     "data pairs": ("prompts=3", "samples=1"),
     "listen": ("count=1",),
     "evaluate": ("rows=1",),

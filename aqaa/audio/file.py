@@ -6,6 +6,7 @@ Letters: T samples, C channels.
 import os
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -53,9 +54,18 @@ def read_audio(
 
 def file_rate_hz(path: str | Path) -> int:
     """The rate a sound file is stored at; UsageError where it cannot be opened."""
+    return int(_info(path).samplerate)
+
+
+def file_duration_s(path: str | Path) -> float:
+    """How long a sound file lasts by its header; UsageError where it cannot be opened."""
+    return float(_info(path).duration)
+
+
+def _info(path: str | Path) -> Any:
     _check_file(Path(path))
     try:
-        return int(soundfile.info(str(path)).samplerate)
+        return soundfile.info(str(path))
     except soundfile.LibsndfileError as error:
         raise UsageError(f"{path} is not a readable sound file: {error.error_string}") from None
 

@@ -24,7 +24,7 @@ COMMANDS = frozenset(
         "aqaa.data.listen.listen",
         "aqaa.data.pairs.pairs",
         "aqaa.data.synthesize.synthesize",
-        "aqaa.data.token_store.tokenize",
+        "aqaa.data.tokenize.tokenize",
         "aqaa.data.validate.check",
         "aqaa.evaluation.evaluate.evaluate",
         "aqaa.runtime.export.export",

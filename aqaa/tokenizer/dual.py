@@ -44,6 +44,10 @@ class Book(Protocol):
         """Set it to evaluation."""
         ...
 
+    def to(self, device: torch.device) -> Any:
+        """Move it to a device."""
+        ...
+
 
 class DualTokenizer:
     """The linguistic and the semantic tokenizer of one model."""
@@ -76,6 +80,12 @@ class DualTokenizer:
         """Write both below ``folder``, the numbers as ``dtype`` where one is given."""
         self.linguistic.save(Path(folder) / "linguistic", dtype=dtype)
         self.semantic.save(Path(folder) / "semantic", dtype=dtype)
+
+    def to(self, device: torch.device) -> "DualTokenizer":
+        """Move both to a device."""
+        for book in (self.linguistic, self.semantic):
+            book.to(device)
+        return self
 
     def encode(self, samples: Tensor) -> CodePair:
         """Codes of one mono clip (T,) at 16 kHz, as :func:`aqaa.audio.file.prepare` leaves it.

@@ -23,6 +23,7 @@ from aqaa.storage import read_json, write_json
 
 IDENTITY = "part.json"
 DONE = "done.jsonl"
+LOCK = "lock"
 BOOKS = ("linguistic", "semantic")
 _ID = np.dtype("<i4")
 Codes = tuple[NDArray[np.int32], NDArray[np.int32]]
@@ -45,7 +46,8 @@ class Part:
         flags = os.O_RDWR | os.O_CREAT
         self._files = {name: os.open(self.folder / name, flags, 0o666) for name in _names()}
         try:
-            fcntl.flock(self._files[DONE], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Of this process alone: reading processes outlive a killed one by some seconds.
+            fcntl.lockf(self._files[LOCK], fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self.close()
             raise UsageError(f"another process is at work in {self.folder}") from None
@@ -157,7 +159,7 @@ def _lines(folder: Path) -> Iterator[tuple[dict[str, Any], int]]:
 
 
 def _names() -> tuple[str, ...]:
-    return (DONE, *(_bin(book) for book in BOOKS))
+    return (DONE, LOCK, *(_bin(book) for book in BOOKS))
 
 
 def _bin(book: str) -> str:

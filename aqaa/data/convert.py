@@ -1,7 +1,7 @@
 """The verb: speech data of other tools into aqaa-jsonl, and back.
 
-Every conversion makes a folder, whole or not at all. Sound is linked or copied as it is; it is cut,
-sample by sample, only where a format has no segments. What a format cannot hold is said at the end.
+Every conversion makes a folder, whole or not at all. Sound is copied as it is or named by its
+absolute path; it is cut, sample by sample, only where a format has no segments. What a format cannot hold is said at the end.
 """
 
 from collections.abc import Iterator
@@ -66,8 +66,9 @@ def _format(name: str) -> Format:
 
 def _some(rows: Iterator[Placed]) -> Iterator[Placed]:
     """Rows that are right by the rules of aqaa-jsonl; at least one."""
-    count = 0
-    for count, placed in enumerate(rows, start=1):
+    empty = True
+    for placed in rows:
+        empty = False
         yield checked(placed)
-    if not count:
+    if empty:
         raise UsageError("there is no row to convert")

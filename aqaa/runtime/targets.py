@@ -21,6 +21,7 @@ COMMANDS = frozenset(
         "aqaa.answer.answer",
         "aqaa.answer.bundle",
         "aqaa.backbone.initial.initialise",
+        "aqaa.data.convert.convert",
         "aqaa.data.listen.listen",
         "aqaa.data.pairs.pairs",
         "aqaa.data.synthesize.synthesize",

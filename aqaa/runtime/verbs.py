@@ -36,6 +36,12 @@ _TABLE = (
         positional="manifest",
     ),
     Verb(
+        "data convert",
+        "convert speech data of other tools into aqaa-jsonl, and back",
+        "aqaa data convert LibriSpeech/dev-clean reads=librispeech out=runs/speech",
+        positional="source",
+    ),
+    Verb(
         "data tokenize",
         "turn a corpus into stored audio tokens with a trained pair of tokenizers",
         "aqaa data tokenize runs/corpus out=runs/tokens",

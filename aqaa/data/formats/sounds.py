@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from aqaa.audio.file import cut_audio
 from aqaa.data.validate_rows import Labels, check_row
 from aqaa.errors import UsageError
-from aqaa.storage import sha256_file
 
 CLIP_FIELDS = {"id", "kind", "text", "audio", "speaker"}
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
@@ -63,12 +62,12 @@ class Sounds:
         return str(path)
 
     def bring(self, path: str) -> str:
-        """The path of a sound file relative to the result, linked or copied there."""
+        """The path of a sound file relative to the result, copied there as it is."""
         found = Path(path)
         if not found.is_relative_to(self.folder):
-            copy = self.folder / "audio" / _linked_name(found)
+            copy = self.folder / "audio" / _copied_name(found)
             if not copy.exists():
-                _link(found, copy)
+                _copy(found, copy)
             found = copy
         return found.relative_to(self.folder).as_posix()
 
@@ -103,22 +102,19 @@ class Sounds:
         return path
 
 
-def _linked_name(path: Path) -> str:
+def _copied_name(path: Path) -> str:
     """A name that files of the same name in different folders do not share."""
     folder = _UNSAFE.sub("_", path.parent.as_posix().strip("/"))[-60:].lstrip(".")
     return f"{folder}-{_UNSAFE.sub('_', path.name)}"[-_LONGEST_NAME:].lstrip(".-")
 
 
-def _link(source: Path, copy: Path) -> None:
+def _copy(source: Path, copy: Path) -> None:
+    """Copied, not linked: a finished folder's files get the rights of new files."""
     copy.parent.mkdir(exist_ok=True)
     try:
-        os.link(source.resolve(), copy)
+        shutil.copyfile(source, copy)
     except FileNotFoundError:
         raise UsageError(f"the sound file {source} does not exist") from None
-    except OSError:  # another disk
-        shutil.copyfile(source, copy)
-        if sha256_file(source) != sha256_file(copy):
-            raise UsageError(f"{source} changed while it was copied") from None
 
 
 def checked(placed: Placed) -> Placed:

@@ -1,8 +1,8 @@
 """Tar shards in WebDataset's manner: files of one sample share a name up to its first dot.
 
-A sample of ours is the row as ``ID.json`` and its sound as ``ID.0.wav`` and so on; of others, a
-sound file with its words in ``.txt``, or in ``.json`` under ``text``. Nothing is ever unpacked to
-where a member says.
+A sample of ours is the row as ``NUMBER.json`` and its sound as ``NUMBER.0.wav`` and so on; of
+others, a sound file with its words in ``.txt``, or in ``.json`` under ``text``. Nothing is ever
+unpacked to where a member says.
 """
 
 import copy
@@ -98,8 +98,8 @@ def write(rows: Iterable[Placed], name: str, sounds: Sounds) -> None:
     """Write ``NAME-000000.tar`` and so on, each about a gigabyte."""
     archive: tarfile.TarFile | None = None
     number = held_bytes = 0
-    for _, row in rows:
-        members = _members(row, sounds)
+    for place, (_, row) in enumerate(rows):
+        members = _members(row, f"{place:09}", sounds)
         if archive is None or held_bytes > SHARD_BYTES:
             if archive is not None:
                 archive.close()
@@ -114,19 +114,19 @@ def write(rows: Iterable[Placed], name: str, sounds: Sounds) -> None:
         archive.close()
 
 
-def _members(row: dict[str, Any], sounds: Sounds) -> Sample:
+def _members(row: dict[str, Any], key: str, sounds: Sounds) -> Sample:
     row, found = copy.deepcopy(row), Sample()
-    key = row["id"].replace(".", "_")  # what follows a dot would be its kind
     for number, (part, _) in enumerate(audio_parts(row)):
-        if "path" not in part:
+        if (path := part.get("path")) is None:
             continue
         if part.get("start") or part.get("end") is not None:
             sounds.lose("tar holds a stretch as a file of its own, without start and end")
         file = Path(sounds.alone(part, key))
-        part.pop("start", None), part.pop("end", None)
+        part.pop("start", None)
+        part.pop("end", None)
         part["path"] = f"{key}.{number}{file.suffix}"
         found[part["path"]] = file.read_bytes()
-        if file.parent == sounds.folder / "audio" and file.name.startswith(key):
+        if str(file) != path:
             file.unlink()  # cut for this member alone
     described = json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
     return {f"{key}.json": described, **found}

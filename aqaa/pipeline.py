@@ -6,6 +6,7 @@ A model folder holds ``tokenizer/{linguistic,semantic}``, ``backbone`` and
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -16,9 +17,12 @@ from aqaa.errors import UsageError
 from aqaa.grammar import Mode
 from aqaa.lineage import ORGANS, tokenizer_hash
 from aqaa.signals import CodePair, Turn, Waveform
-from aqaa.storage import atomic_folder, tree_hash, verify_manifest
+from aqaa.storage import atomic_folder, read_json, tree_hash, verify_manifest
 from aqaa.tokenizer.dual import DualTokenizer
 from aqaa.vocoder.flow import FlowVocoder
+from aqaa.vocoder.hift import Hift
+from aqaa.vocoder.token_flow import TokenFlow
+from aqaa.vocoder.token_vocoder import TokenVocoder
 from aqaa.vocoder.vocoder import Vocoder
 from aqaa.vocoder.waveform import WaveformHead
 
@@ -37,10 +41,30 @@ class Reply:
     complete: bool
 
 
+class Voice(Protocol):
+    """A vocoder of any size."""
+
+    def speak(self, codes: CodePair) -> Waveform:
+        """Sound of whole groups of codes."""
+        ...
+
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write its folders flow and waveform."""
+        ...
+
+
+def load_voice(flow: str | Path, waveform: str | Path) -> Voice:
+    """A vocoder of whichever size the folder of its flow names."""
+    settings = read_json(Path(flow) / "config.json")
+    if isinstance(settings, dict) and settings.get("organ") == TokenFlow.__name__:
+        return TokenVocoder(TokenFlow.load(flow), Hift.load(waveform))
+    return Vocoder(FlowVocoder.load(flow), WaveformHead.load(waveform))
+
+
 class Pipeline:
     """The organs of one model."""
 
-    def __init__(self, tokenizer: DualTokenizer, backbone: Backbone, vocoder: Vocoder) -> None:
+    def __init__(self, tokenizer: DualTokenizer, backbone: Backbone, vocoder: Voice) -> None:
         self.tokenizer = tokenizer
         self.backbone = backbone
         self.vocoder = vocoder
@@ -73,7 +97,7 @@ class Pipeline:
                 f"{backbone} was trained on the codes of tokenizers {trained_on}, but {tokenizer} "
                 f"holds {found}: give the tokenizers it was trained with"
             )
-        vocoder = Vocoder(FlowVocoder.load(flow), WaveformHead.load(waveform))
+        vocoder = load_voice(flow, waveform)
         return cls(DualTokenizer.load(tokenizer), decoder, vocoder)
 
     @classmethod

@@ -1,7 +1,8 @@
 """The verb: speech data of other tools into aqaa-jsonl, and back.
 
 Every conversion makes a folder, whole or not at all. Sound is copied as it is or named by its
-absolute path; it is cut, sample by sample, only where a format has no segments. What a format cannot hold is said at the end.
+absolute path; it is cut, sample by sample, only where a format has no segments. What a
+format cannot hold is said at the end.
 """
 
 from collections.abc import Iterator

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from aqaa.data.clips import Clip, Source
+from aqaa.data.keyed_clips import Clip, Source
 from aqaa.data.parts import BOOKS
 from aqaa.errors import UsageError
 from aqaa.signals import CodePair

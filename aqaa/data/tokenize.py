@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from aqaa import lineage
-from aqaa.data.clips import Source, source
+from aqaa.data.keyed_clips import Source, source
 from aqaa.data.extraction import encode
 from aqaa.data.parts import IDENTITY, Codes, Part, read_part
 from aqaa.data.token_store import write_store
@@ -118,6 +118,8 @@ def _tokenizer_folders(
     lineage.parent(tokenizers)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(tokenizers)
+        if (folder / lineage.MODEL / "linguistic").is_dir():  # a run folder
+            folder = folder / lineage.MODEL
         if not (folder / "linguistic").is_dir():
             from aqaa.release.tokenizer import load_tokenizer
 

@@ -28,6 +28,7 @@ COMMANDS = frozenset(
         "aqaa.data.tokenize.tokenize",
         "aqaa.data.validate.check",
         "aqaa.evaluation.evaluate.evaluate",
+        "aqaa.release.bring_in.bring_in",
         "aqaa.runtime.export.export",
         "aqaa.runtime.planner.plan",
         "aqaa.runtime.replay.replay",

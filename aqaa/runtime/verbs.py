@@ -59,6 +59,13 @@ _TABLE = (
         positional="out",
     ),
     Verb(
+        "import",
+        "bring a released backbone, tokenizer or vocoder into a run folder to start from",
+        "aqaa import from=Step-Audio-Tokenizer out=runs/released_tokenizer",
+        positional="folder",
+        alias="from",
+    ),
+    Verb(
         "tokenizer",
         "train one of the two speech tokenizers",
         "aqaa tokenizer preset=walkthrough/tokenizer_linguistic",

@@ -48,6 +48,10 @@ class Book(Protocol):
         """Move it to a device."""
         ...
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+        ...
+
 
 class DualTokenizer:
     """The linguistic and the semantic tokenizer of one model."""

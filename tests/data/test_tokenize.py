@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from aqaa.audio.file import write_audio
-from aqaa.data.clips import audio_parts, source
+from aqaa.data.keyed_clips import audio_parts, source
 from aqaa.data.extraction import PADDED_SHARE, buckets, encode
 from aqaa.data.manifest import write_manifest
 from aqaa.data.parts import Part, read_part

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from aqaa.data.clips import audio_parts
+from aqaa.data.keyed_clips import audio_parts
 from aqaa.data.formats.sounds import Names, Placed, Sounds, checked
 from aqaa.data.manifest import parse_row
 from aqaa.errors import UsageError

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from aqaa import lineage
-from aqaa.data.keyed_clips import Source, source
 from aqaa.data.extraction import encode
+from aqaa.data.keyed_clips import Source, source
 from aqaa.data.parts import IDENTITY, Codes, Part, read_part
 from aqaa.data.token_store import write_store
 from aqaa.errors import UsageError

@@ -10,16 +10,16 @@ from aqaa.data.corpus import Corpus, question_part
 from aqaa.evaluation.judge import Ear, ground_truth
 from aqaa.evaluation.measure import Figure, figure, split_label
 from aqaa.losses.ctc import greedy_labels
+from aqaa.pipeline import Voice
 from aqaa.progress import track
 from aqaa.tokenizer.dual import DualTokenizer
 from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer
-from aqaa.vocoder.vocoder import Vocoder
 
 RESYNTHESIS_SPLIT = "answer clips, which tokenizers and vocoder were trained on"
 
 
 def resynthesis(
-    corpus: Corpus, tokenizer: DualTokenizer, vocoder: Vocoder, recogniser: Ear
+    corpus: Corpus, tokenizer: DualTokenizer, vocoder: Voice, recogniser: Ear
 ) -> Figure:
     """Share of answer clips still recognised after tokenizing and speaking their codes."""
     hits = 0
@@ -66,7 +66,7 @@ def _nearest(heard: list[str], known: dict[str, list[str]]) -> str:
 
 
 def yardsticks(
-    corpus: Corpus, tokenizer: DualTokenizer, vocoder: Vocoder, recogniser: Ear, *, rows: int = 240
+    corpus: Corpus, tokenizer: DualTokenizer, vocoder: Voice, recogniser: Ear, *, rows: int = 240
 ) -> dict[str, Figure]:
     """All three figures, by their name in results.json."""
     clips = corpus.answers.values()

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from aqaa.audio.file import write_audio
-from aqaa.data.keyed_clips import audio_parts, source
 from aqaa.data.extraction import PADDED_SHARE, buckets, encode
+from aqaa.data.keyed_clips import audio_parts, source
 from aqaa.data.manifest import write_manifest
 from aqaa.data.parts import Part, read_part
 from aqaa.data.token_store import TokenStore

@@ -4,8 +4,8 @@ import copy
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from aqaa.data.keyed_clips import audio_parts
 from aqaa.data.formats.sounds import Placed, Sounds, beside, checked
+from aqaa.data.keyed_clips import audio_parts
 from aqaa.data.manifest import parse_row, sound_path, write_manifest
 from aqaa.errors import UsageError
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from aqaa.data.keyed_clips import audio_parts
 from aqaa.data.formats.sounds import Names, Placed, Sounds, checked
+from aqaa.data.keyed_clips import audio_parts
 from aqaa.data.manifest import parse_row
 from aqaa.errors import UsageError
 

@@ -8,7 +8,7 @@ format cannot hold is said at the end.
 from collections.abc import Iterator
 from pathlib import Path
 
-from aqaa.data.formats import hf, jsonl, kaldi, kimi, lhotse, librispeech, swift, tar
+from aqaa.data.formats import corpus, hf, jsonl, kaldi, kimi, lhotse, librispeech, swift, tar
 from aqaa.data.formats.sounds import Format, Placed, Sounds, checked
 from aqaa.errors import UsageError
 from aqaa.storage import atomic_folder
@@ -23,6 +23,7 @@ FORMATS = {
     "lhotse": Format(lhotse.read, lhotse.write),
     "tar": Format(tar.read, tar.write, embeds=True),
     "librispeech": Format(librispeech.read, None),
+    "corpus": Format(None, corpus.write),
 }
 
 

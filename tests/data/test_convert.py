@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from aqaa.data.convert import FORMATS, convert
+from aqaa.data.corpus import Corpus, question_part
 from aqaa.data.manifest import clip, read_manifest, write_manifest
 from aqaa.data.validate import validate
 from aqaa.errors import UsageError
@@ -145,7 +146,7 @@ def test_there_and_back_is_what_it_was(
 
 
 def test_every_format_that_is_written_goes_there_and_back() -> None:
-    assert {name for name, *_ in CASES} == {n for n, f in FORMATS.items() if f.write}
+    assert {name for name, *_ in CASES} == {n for n, f in FORMATS.items() if f.write and f.read}
 
 
 def test_sound_is_not_encoded_anew(speech: Path, tmp_path: Path) -> None:
@@ -189,6 +190,39 @@ def test_librispeech_is_read(speech: Path, tmp_path: Path) -> None:
     (chapter / "84-121123.trans.txt").write_text(lines + "84-121123-0002 NO SOUND\n")
     with pytest.raises(UsageError, match=r"trans.txt:3: 84-121123-0002 has no sound file beside"):
         convert(source=str(speech), out=str(tmp_path / "x"), reads="librispeech")
+
+
+def test_a_corpus_is_made_of_clips_and_of_dialogues(
+    speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{**clips()[i % 2], "id": f"u{i}"} for i in range(30)]
+    rows += [{**chat, "id": f"{chat['id']}-{i}"} for i in range(10) for chat in chats()]
+    rows.append({**stretches()[0], "id": "short", "audio": {"path": "s/long.wav", "end": 0.1}})
+    heard = rows[30]["messages"][1]["content"][1]
+    assert heard["type"] == "audio"
+    write_manifest(speech / "data.jsonl", rows)
+    out = convert(source=str(speech / "data.jsonl"), out=str(tmp_path / "c"), writes="corpus")
+    said = capsys.readouterr().out
+    assert "its spoken answer a row; other rows are lost (10 rows)" in said
+    assert "silent or below 0.12 s; their rows are lost (1 rows)" in said
+    corpus = Corpus(out)
+    counts = {split: len(corpus.rows(split)) for split in ("train", "validation", "test")}
+    assert counts == corpus.domain["counts"] == {"train": 36, "validation": 2, "test": 2}
+    assert len(corpus.answers) == 40 and not (out / "audio/train_0001.wav").exists()
+    for split in counts:
+        for row in corpus.rows(split):
+            answer = corpus.answers[row["meta"]["answer_id"]]
+            question = question_part(row)
+            clip_row = "one two" in question["text"] or "three" in question["text"]
+            assert (question["path"] == answer["audio"]["path"]) is clip_row
+            for part in (question, answer["audio"]):
+                samples = corpus.samples(part)
+                assert len(samples) % 1920 == 0 and abs(float(samples.abs().max()) - 0.5) < 1e-3
+        found = validate(manifest=out / f"{split}.jsonl", deep=True)
+        assert not [f for f in found if f.code.startswith("E")], found
+    assert {"one", "two", "Four!", "Listen:"} <= set(corpus.domain["words"])
+    assert set(corpus.domain["phones"]) >= {p for r in corpus.answers.values()
+                                            for p in r["audio"]["phones"]}  # fmt: skip
 
 
 def test_dialects_of_others_are_read(speech: Path, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""The clips of a corpus folder or of a manifest: what is to be encoded, under which key."""
+"""The clips of a corpus folder or of a manifest: what is to be encoded, under which key.
+
+Letters: T samples.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -37,14 +37,15 @@ def write_vocoder(folder: Path) -> Path:
     return folder
 
 
-def write_backbone(folder: Path, *, spare: int = 64) -> Path:
-    folder.mkdir(parents=True)
+def write_backbone(folder: Path, *, spare: int = 64, vision: bool = True) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     texts = write_pieces(folder / "tokenizer.model", audio=5120)
     torch.manual_seed(0)
     config = Step1Config(vocab_size=texts + 5120 + spare, max_seq_len=64, **SIZES)
     state = Step1ForCausalLM(config).state_dict()
     state = {k: (v + 0.01).bfloat16() for k, v in state.items()}
-    state["vision_tower.weight"] = torch.ones(3)
+    if vision:
+        state["vision_tower.weight"] = torch.ones(3)
     write_tensors(folder, state.items(), shard_bytes=100_000)
     told = {"model_type": "step1", "architectures": ["Step1ForCausalLM"],
             "vocab_size": config.vocab_size, "max_seq_len": 64, **SIZES}  # fmt: skip

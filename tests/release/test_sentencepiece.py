@@ -1,4 +1,4 @@
-"""Text ids out of a tokenizer.model: pieces by their scores, bytes for the rest, headers as told."""
+"""Text ids out of a tokenizer.model: pieces by score, bytes for the rest, headers as told."""
 
 from pathlib import Path
 

@@ -141,6 +141,7 @@ def _encode_share(
     """Encode what is not yet there of every ``shards``-th clip by length."""
     # By length, so that every share has as much to do as the others.
     clips = sorted(job.source.clips, key=lambda c: (-c.seconds, c.key))[shard::shards]
+    torch.backends.cudnn.allow_tf32 = False  # or a GPU rounds too coarsely for equal codes
     dual.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     if multiprocessing.current_process().daemon:
         workers = 0  # such a process may have no children

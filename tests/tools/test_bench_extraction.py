@@ -1,4 +1,4 @@
-"""The extraction bench, tiny: equal codes, one line of JSON, and a word for what it does not take."""
+"""The extraction bench, tiny: equal codes, one line of JSON, a word for what it does not take."""
 
 import json
 import subprocess

@@ -259,6 +259,31 @@ def test_dialects_of_others_are_read(speech: Path, tmp_path: Path) -> None:
     assert [p["type"] for p in talk["messages"][1]["content"]] == ["text", "audio"]
 
 
+def test_datasets_of_others_bring_bytes_or_paths(speech: Path, tmp_path: Path) -> None:
+    import pyarrow
+    from datasets import Audio, Dataset, DatasetDict, Features, Value
+    from pyarrow import parquet
+
+    file = speech / "s/a b.wav"
+    features = Features({"audio": Audio(), "sentence": Value("string")})
+    named = [{"audio": {"path": str(file), "bytes": None}, "sentence": "by path"}]
+    held = [{"audio": {"path": None, "bytes": file.read_bytes()}, "sentence": "by bytes"}]
+    tables = [pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
+              for rows in (named, held)]  # fmt: skip
+    splits = {"train": Dataset(tables[0]), "test": Dataset(tables[1])}
+    DatasetDict(splits).save_to_disk(str(tmp_path / "hub"))
+    parquet.write_table(tables[1], tmp_path / "part.parquet")
+    for source, expected in (("hub", ["by bytes", "by path"]), ("part.parquet", ["by bytes"])):
+        out = convert(source=str(tmp_path / source), out=str(tmp_path / f"o-{source}"), reads="hf")
+        rows = read_manifest(next(out.glob("*.jsonl")))
+        assert sorted(row["text"] for row in rows) == expected
+        for row in rows:
+            assert (out / row["audio"]["path"]).read_bytes() == file.read_bytes()
+    Dataset.from_dict({"x": [1]}).save_to_disk(str(tmp_path / "mute"))
+    with pytest.raises(UsageError, match="has no column of sound; it has x"):
+        convert(source=str(tmp_path / "mute"), out=str(tmp_path / "o"), reads="hf")
+
+
 def test_lhotse_cuts_count_from_their_start(speech: Path, tmp_path: Path) -> None:
     recording = {"id": "r", "sampling_rate": 16_000, "num_samples": 32_000, "duration": 2.0,
                  "sources": [{"type": "file", "channels": [0],

@@ -23,7 +23,9 @@ def read(path: Path, sounds: Sounds) -> Iterator[Placed]:
         for number, record in enumerate(table):
             place = f"{path}{split}: row {number}"
             given = record.get("id")
-            name, meta = names(f"{path.stem}-{number:07}" if given is None else given, place)
+            if given is None:
+                given = f"{path.stem}{split.replace('/', '-')}-{number:07}"
+            name, meta = names(given, place)
             file = _file(record[column], name, path, place, sounds)
             row: dict[str, Any] = {"id": name, "kind": "audio", "audio": {"path": file}}
             if text := next((record[c] for c in TEXTS if record.get(c)), None):

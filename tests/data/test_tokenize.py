@@ -166,7 +166,8 @@ def test_a_tail_cut_at_any_byte_is_taken_back(tmp_path: Path) -> None:
     lines = files["done.jsonl"].splitlines(keepends=True)
     before = len(b"".join(lines[:-1]))
     for name in ("done.jsonl", "linguistic.bin", "semantic.bin"):
-        cuts = range(before, len(files[name])) if name == "done.jsonl" else range(len(files[name]))
+        # Every third byte: each case costs some syncs of a disk.
+        cuts = range(before if name == "done.jsonl" else 0, len(files[name]), 3)
         for cut in cuts:
             folder = tmp_path / "cut"
             shutil.rmtree(folder, ignore_errors=True)

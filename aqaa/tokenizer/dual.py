@@ -74,6 +74,12 @@ class DualTokenizer:
         level: float = self.linguistic.peak
         return level
 
+    def to(self, device: torch.device) -> "DualTokenizer":
+        """Move both to a device."""
+        for book in (self.linguistic, self.semantic):
+            book.to(device)
+        return self
+
     @classmethod
     def load(cls, folder: str | Path) -> "DualTokenizer":
         """Read ``folder/linguistic`` and ``folder/semantic``, of whichever kind they are."""
@@ -84,12 +90,6 @@ class DualTokenizer:
         """Write both below ``folder``, the numbers as ``dtype`` where one is given."""
         self.linguistic.save(Path(folder) / "linguistic", dtype=dtype)
         self.semantic.save(Path(folder) / "semantic", dtype=dtype)
-
-    def to(self, device: torch.device) -> "DualTokenizer":
-        """Move both to a device."""
-        for book in (self.linguistic, self.semantic):
-            book.to(device)
-        return self
 
     def encode(self, samples: Tensor) -> CodePair:
         """Codes of one mono clip (T,) at 16 kHz, as :func:`aqaa.audio.file.prepare` leaves it.

@@ -22,6 +22,7 @@ SILENT_PEAK = 1e-3
 _FAINTEST_PEAK = 0.01  # what is fainter is brought up as if it were this loud
 _TRIM_SHARE = 0.02  # of the peak: what is quieter at either end is silence
 _LEAD_S, _TAIL_S = 0.03, 0.05  # of silence kept, so that soft onsets and endings survive
+_WHOLE_NUMBERS = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32")
 _RIFF_SIZE_UNKNOWN = 0x7FFFF000  # writers to a pipe leave this or more in the header
 
 
@@ -98,8 +99,8 @@ def _check_file(path: Path) -> None:
 
 
 def _read_stretch(
-    path: Path, start_s: float, end_s: float | None
-) -> tuple[NDArray[np.float32], int]:
+    path: Path, start_s: float, end_s: float | None, dtype: str = "float32"
+) -> tuple[NDArray[Any], int]:
     """Samples (T, C) of the stretch and the file's own rate."""
     try:
         with soundfile.SoundFile(str(path)) as sound:
@@ -112,7 +113,7 @@ def _read_stretch(
                     f"the stretch {start_s:g}..{end_s} s lies outside it"
                 )
             sound.seek(start)
-            samples = sound.read(end - start, dtype="float32", always_2d=True)
+            samples = sound.read(end - start, dtype=dtype, always_2d=True)
     except soundfile.LibsndfileError as error:
         raise UsageError(f"{path} is not a readable sound file: {error.error_string}") from None
     if len(samples) < end - start:
@@ -121,6 +122,26 @@ def _read_stretch(
             "copy it again"
         )
     return samples, rate_hz
+
+
+def cut_audio(
+    path: str | Path, out: str | Path, *, start_s: float = 0.0, end_s: float | None = None
+) -> None:
+    """Write a stretch of a sound file as a WAV of the same rate, channels and samples.
+
+    Whole-number samples stay bit for bit what they were; what was stored lossy becomes floats.
+
+    Raises:
+        UsageError: as :func:`read_audio`.
+    """
+    path, out = Path(path), Path(out)
+    _check_file(path)
+    subtype = _info(path).subtype
+    kept = subtype if subtype in _WHOLE_NUMBERS else "FLOAT"
+    dtype = "int32" if subtype in _WHOLE_NUMBERS else "float32"
+    samples, rate_hz = _read_stretch(path, start_s, end_s, dtype)
+    with atomic_path(out) as temporary:
+        soundfile.write(str(temporary), samples, rate_hz, subtype=kept, format="WAV")
 
 
 def trim(samples: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:

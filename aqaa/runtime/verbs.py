@@ -36,6 +36,12 @@ _TABLE = (
         positional="manifest",
     ),
     Verb(
+        "data convert",
+        "convert speech data of other tools into aqaa-jsonl, and back",
+        "aqaa data convert LibriSpeech/dev-clean reads=librispeech out=runs/speech",
+        positional="source",
+    ),
+    Verb(
         "data tokenize",
         "turn a corpus into stored audio tokens with a trained pair of tokenizers",
         "aqaa data tokenize runs/corpus out=runs/tokens",
@@ -51,6 +57,13 @@ _TABLE = (
         "write a backbone with seeded weights and a grown vocabulary, the start of any training",
         "aqaa init out=runs/init",
         positional="out",
+    ),
+    Verb(
+        "import",
+        "bring a released backbone, tokenizer or vocoder into a run folder to start from",
+        "aqaa import from=Step-Audio-Tokenizer out=runs/released_tokenizer",
+        positional="folder",
+        alias="from",
     ),
     Verb(
         "tokenizer",

@@ -44,6 +44,14 @@ class Book(Protocol):
         """Set it to evaluation."""
         ...
 
+    def to(self, device: torch.device) -> Any:
+        """Move it to a device."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+        ...
+
 
 class DualTokenizer:
     """The linguistic and the semantic tokenizer of one model."""
@@ -65,6 +73,12 @@ class DualTokenizer:
         """The level of sound both were trained at."""
         level: float = self.linguistic.peak
         return level
+
+    def to(self, device: torch.device) -> "DualTokenizer":
+        """Move both to a device."""
+        for book in (self.linguistic, self.semantic):
+            book.to(device)
+        return self
 
     @classmethod
     def load(cls, folder: str | Path) -> "DualTokenizer":

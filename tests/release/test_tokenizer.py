@@ -33,8 +33,8 @@ def linguistic_state(encoder: SanmEncoder | None = None) -> dict[str, Tensor]:
     return {f"encoder.{k}": v.clone() for k, v in state.items()}
 
 
-def semantic_state() -> dict[str, Tensor]:
-    network = whisper()
+def semantic_state(*, codes: int = 32, positions: int = 40) -> dict[str, Tensor]:
+    network = whisper(codes=codes, positions=positions)
     state = {f"encoder.{k}": v.clone() for k, v in network.encoder.state_dict().items()}
     return {**state, "quantizer._codebook.embed": network.codebook.vectors.clone()}
 
@@ -53,12 +53,13 @@ def write_statistics(path: Path) -> None:
     path.write_text("\n".join([*lines, "</Nnet>"]) + "\n")
 
 
-def centres(width: int = 8) -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(16, width)).astype(np.float32)
+def centres(width: int = 8, codes: int = 16) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(codes, width)).astype(np.float32)
 
 
-def write_release(folder: Path) -> Path:
-    """A released folder with a tiny network in it."""
+def write_release(folder: Path, *, whole: bool = False) -> Path:
+    """A released folder with a tiny network in it; ``whole``: with books and ear of real size."""
+    sizes = {"codes": 4096, "positions": 1500} if whole else {}
     heads_of_four = randomise(SanmEncoder(**{**SANM, "heads": 4}))
     assert isinstance(heads_of_four, SanmEncoder)
     paraformer = folder / PARAFORMER
@@ -66,8 +67,8 @@ def write_release(folder: Path) -> Path:
     rest = {"predictor.cif.weight": torch.ones(2), "decoder.embed.0.weight": torch.ones(3)}
     torch.save({**linguistic_state(heads_of_four), **rest}, paraformer / "model.pt")
     write_statistics(paraformer / "am.mvn")
-    np.save(folder / "linguistic_tokenizer.npy", centres())
-    write_onnx(folder / "speech_tokenizer_v1.onnx", semantic_state())
+    np.save(folder / "linguistic_tokenizer.npy", centres(codes=1024 if whole else 16))
+    write_onnx(folder / "speech_tokenizer_v1.onnx", semantic_state(**sizes))
     return folder
 
 

@@ -6,7 +6,7 @@ A *slot* says against which ids a position is decided.
 from enum import IntEnum
 from typing import Literal, Protocol
 
-from aqaa.signals import GROUP_TOKENS, LINGUISTIC_PER_GROUP
+from aqaa.signals import PER_GROUP, Books
 from aqaa.vocabulary import Vocabulary
 
 Mode = Literal["text", "speech", "both"]
@@ -39,10 +39,16 @@ class Blocks(Protocol):
     def labels(self) -> Labels:
         """How several voice labels share an answer."""
 
+    @property
+    def books(self) -> Books:
+        """Which books speech is written in."""
 
-def slot_ids(slot: Slot, vocabulary: Vocabulary) -> list[int]:
+
+def slot_ids(slot: Slot, vocabulary: Vocabulary, books: Books = "both") -> list[int]:
     """The ids a slot is normalised over; none for NONE and FORCED."""
     v = vocabulary
+    # The end of the audio stands against the codes that begin a group.
+    end = [v.audio_end] if books == "semantic" else []
     text = [*range(v.text_tokens), v.text_end]
     if v.eot >= v.text_tokens:  # a marker of our own
         text.append(v.eot)
@@ -50,7 +56,7 @@ def slot_ids(slot: Slot, vocabulary: Vocabulary) -> list[int]:
         Slot.TEXT: text,
         Slot.AFTER: [*text, v.audio_start],
         Slot.LINGUISTIC: [*range(v.linguistic_start, v.semantic_start), v.audio_end],
-        Slot.SEMANTIC: [*range(v.semantic_start, v.marker_start)],
+        Slot.SEMANTIC: [*range(v.semantic_start, v.marker_start), *end],
     }.get(slot, [])
 
 
@@ -72,8 +78,14 @@ class AnswerGrammar:
         self._open = False  # between <audio_start> and <audio_end>
         self._in_text = mode != "speech"
         self._block_ids = 0
-        self._phase = 0  # position in the group of five
+        self._phase = 0  # position in the group
+        self._per_group = PER_GROUP[layout.books]
         self.finished = False
+
+    @property
+    def books(self) -> Books:
+        """Which books speech is written in."""
+        return self._layout.books
 
     @property
     def slot(self) -> Slot:
@@ -81,7 +93,7 @@ class AnswerGrammar:
         if self._mode == "text" or self._in_text:
             return Slot.TEXT
         if self._open:
-            return Slot.LINGUISTIC if self._phase < LINGUISTIC_PER_GROUP else Slot.SEMANTIC
+            return Slot.LINGUISTIC if self._phase < self._per_group[0] else Slot.SEMANTIC
         return Slot.AFTER if self._speech_done else Slot.FORCED
 
     @property
@@ -95,9 +107,14 @@ class AnswerGrammar:
         never = [v.pad, v.bos, v.bot]
         if slot is Slot.TEXT:
             return [*never, v.text_end if self._mode == "text" else v.eot]
-        if slot is Slot.LINGUISTIC:
-            return [] if self._phase == 0 else [v.audio_end]
+        if slot in (Slot.LINGUISTIC, Slot.SEMANTIC):
+            return [] if self._phase == 0 or slot is not self._ends_in else [v.audio_end]
         return self._refused_after(never) if slot is Slot.AFTER else []
+
+    @property
+    def _ends_in(self) -> Slot:
+        """The slot that holds the end of the audio besides its codes."""
+        return Slot.LINGUISTIC if self._per_group[0] else Slot.SEMANTIC
 
     def _refused_after(self, never: list[int]) -> list[int]:
         v, labels = self._vocabulary, self._layout.labels
@@ -117,10 +134,11 @@ class AnswerGrammar:
         if self.slot is Slot.FORCED:
             return token == self.forced
         v, slot = self._vocabulary, self.slot
-        if slot is Slot.LINGUISTIC:
-            inside = v.linguistic_start <= token < v.semantic_start or token == v.audio_end
-        elif slot is Slot.SEMANTIC:
-            inside = v.semantic_start <= token < v.marker_start
+        if slot in (Slot.LINGUISTIC, Slot.SEMANTIC):
+            first, last = v.linguistic_start, v.semantic_start
+            if slot is Slot.SEMANTIC:
+                first, last = v.semantic_start, v.marker_start
+            inside = first <= token < last or (slot is self._ends_in and token == v.audio_end)
         else:
             inside = 0 <= token < v.text_tokens or token in (v.text_end, v.eot)
             inside = inside or (slot is Slot.AFTER and token == v.audio_start)
@@ -156,7 +174,7 @@ class AnswerGrammar:
             self._in_text, self._block_ids = False, 0
 
     def _advance_audio(self) -> None:
-        self._phase = (self._phase + 1) % GROUP_TOKENS
+        self._phase = (self._phase + 1) % sum(self._per_group)
         self._block_ids += 1
         block = self._layout.audio_block
         if block is not None and self._block_ids >= block and not self._text_done:

@@ -28,6 +28,7 @@ PARENTS = "parents.json"
 MODEL = "model"
 METRICS = "metrics.csv"
 ORGANS = ("tokenizer", "backbone", "vocoder")  # folders of a whole model
+WEIGHTS = "model.safetensors"
 IDS = "aqaa.json"  # in the folder of a backbone: what its ids mean
 
 
@@ -144,8 +145,19 @@ def tokenizer_hash(folder: str | Path) -> str:
     Raises:
         UsageError: a book is missing.
     """
-    files = [Path(folder) / book / "model.safetensors" for book in ("linguistic", "semantic")]
-    for file in files:
-        if not file.is_file():
-            raise UsageError(f"{folder} does not hold both speech tokenizers: {file} is missing")
-    return "-".join(sha256_file(file)[:12] for file in files)
+    return books_hash(*(Path(folder) / book for book in ("linguistic", "semantic")))
+
+
+def books_hash(*books: str | Path) -> str:
+    """The same of the folder of each book.
+
+    Raises:
+        UsageError: a book is missing.
+    """
+    for folder in map(Path, books):
+        if not (folder / WEIGHTS).is_file():
+            raise UsageError(
+                f"{folder.parent} does not hold both speech tokenizers: "
+                f"{folder / WEIGHTS} is missing"
+            )
+    return "-".join(sha256_file(Path(folder) / WEIGHTS)[:12] for folder in books)

@@ -18,9 +18,7 @@ from aqaa.lineage import ORGANS, tokenizer_hash
 from aqaa.signals import CodePair, Turn, Waveform
 from aqaa.storage import atomic_folder, tree_hash, verify_manifest
 from aqaa.tokenizer.dual import DualTokenizer
-from aqaa.vocoder.flow import FlowVocoder
-from aqaa.vocoder.vocoder import Vocoder
-from aqaa.vocoder.waveform import WaveformHead
+from aqaa.vocoder.voice import Voice, load_voice
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Reply:
 class Pipeline:
     """The organs of one model."""
 
-    def __init__(self, tokenizer: DualTokenizer, backbone: Backbone, vocoder: Vocoder) -> None:
+    def __init__(self, tokenizer: DualTokenizer, backbone: Backbone, vocoder: Voice) -> None:
         self.tokenizer = tokenizer
         self.backbone = backbone
         self.vocoder = vocoder
@@ -73,8 +71,7 @@ class Pipeline:
                 f"{backbone} was trained on the codes of tokenizers {trained_on}, but {tokenizer} "
                 f"holds {found}: give the tokenizers it was trained with"
             )
-        vocoder = Vocoder(FlowVocoder.load(flow), WaveformHead.load(waveform))
-        return cls(DualTokenizer.load(tokenizer), decoder, vocoder)
+        return cls(DualTokenizer.load(tokenizer), decoder, load_voice(flow, waveform))
 
     @classmethod
     def load(cls, folder: str | Path) -> "Pipeline":
@@ -112,7 +109,8 @@ class Pipeline:
     def listen(self, question: Waveform) -> CodePair:
         """Codes of a question, after silence is trimmed and the level set."""
         level = self.tokenizer.peak
-        return self.tokenizer.encode(torch.from_numpy(prepare(question, peak=level).samples))
+        samples = torch.from_numpy(prepare(question, peak=level).samples)
+        return self.tokenizer.encode(samples, books=self.backbone.ids.layout.books)
 
     def reply(
         self,

@@ -25,6 +25,13 @@ LINGUISTIC_CODES = 1024
 SEMANTIC_CODES = 4096
 
 Role = Literal["system", "human", "assistant"]
+# Which books speech is written in: the paper's two, or one alone, as in its ablation.
+Books = Literal["both", "linguistic", "semantic"]
+PER_GROUP: dict[Books, tuple[int, int]] = {
+    "both": (LINGUISTIC_PER_GROUP, SEMANTIC_PER_GROUP),
+    "linguistic": (LINGUISTIC_PER_GROUP, 0),
+    "semantic": (0, SEMANTIC_PER_GROUP),
+}
 
 
 @dataclass(frozen=True)
@@ -50,9 +57,12 @@ class CodePair:
     @property
     def groups(self) -> int:
         """Whole 120 ms groups that both books cover."""
-        return min(
-            len(self.linguistic) // LINGUISTIC_PER_GROUP, len(self.semantic) // SEMANTIC_PER_GROUP
-        )
+        return self.groups_of("both")
+
+    def groups_of(self, books: Books) -> int:
+        """Whole 120 ms groups that these books cover."""
+        lengths = (len(self.linguistic), len(self.semantic))
+        return min(n // per for n, per in zip(lengths, PER_GROUP[books], strict=True) if per)
 
 
 @dataclass(frozen=True)

@@ -309,6 +309,12 @@ def narrowed(name: str, tensor: Any, dtype: Any) -> Any:
     return stored
 
 
+def organ_of(folder: str | Path) -> str:
+    """The class of the organ that lies in a folder, '' where none does."""
+    settings = read_json(Path(folder) / "config.json")
+    return str(settings.get("organ", "")) if isinstance(settings, dict) else ""
+
+
 def load_organ(folder: str | Path, organ: type[Organ]) -> Organ:
     """Build the organ that :func:`save_organ` wrote, in float32 and evaluation mode.
 

@@ -15,9 +15,8 @@ from typing import Literal, Protocol, get_args
 from aqaa.errors import UsageError
 from aqaa.grammar import AnswerGrammar, Labels, Mode, Slot, slot_ids
 from aqaa.signals import (
-    GROUP_TOKENS,
-    LINGUISTIC_PER_GROUP,
-    SEMANTIC_PER_GROUP,
+    PER_GROUP,
+    Books,
     CodePair,
     Dialogue,
     Turn,
@@ -62,25 +61,39 @@ class StreamLayout:
         question_books: what a spoken question carries, ``both`` (paper) or ``linguistic``.
         labels: several voice labels in one answer (paper Table 2): ``kept`` markers, ``removed``
             markers, or ``pre_interleaved`` pieces.
+        books: ``both`` (paper), or one alone, for the ablation; then a group of 120 ms is two
+            linguistic or three semantic ids, in questions and answers.
     """
 
     text_block: int | None = 10
     audio_block: int | None = 15
     question_books: Literal["both", "linguistic"] = "both"
     labels: Labels = "kept"
+    books: Books = "both"
 
     def __post_init__(self) -> None:
+        if self.books not in get_args(Books):
+            raise UsageError(f"books {self.books!r} is not one of {', '.join(get_args(Books))}")
         text, audio = self.text_block, self.audio_block
         if text is not None and text < 1:
             raise UsageError(f"text_block {text} must be at least 1")
-        if audio is not None and (audio < 5 or audio % GROUP_TOKENS):
-            raise UsageError(f"audio_block {audio} must be whole groups of {GROUP_TOKENS}")
+        if audio is not None and (audio < 1 or audio % self.group_tokens):
+            raise UsageError(f"audio_block {audio} must be whole groups of {self.group_tokens}")
         if self.question_books not in ("both", "linguistic"):
             raise UsageError(
                 f"question_books {self.question_books!r} is neither both nor linguistic"
             )
+        if self.books == "semantic" and self.question_books != "both":
+            raise UsageError(
+                f"question_books {self.question_books!r} leaves nothing of the one semantic book"
+            )
         if self.labels not in get_args(Labels):
             raise UsageError(f"labels {self.labels!r} is not one of {', '.join(get_args(Labels))}")
+
+    @property
+    def group_tokens(self) -> int:
+        """Audio ids of 120 ms."""
+        return sum(PER_GROUP[self.books])
 
     # ---- building
 
@@ -105,15 +118,15 @@ class StreamLayout:
         words = len(text.encode(turn.text))
         if not turn.speech:
             return frame + words
-        groups = sum(pair.groups for pair in turn.speech)
+        groups = sum(pair.groups_of(self.books) for pair in turn.speech)
         if turn.role != "assistant":
             linguistic = sum(len(pair.linguistic) for pair in turn.speech)
             bare = self.question_books == "linguistic"
-            return frame + 2 + (linguistic if bare else groups * GROUP_TOKENS) + words
+            return frame + 2 + (linguistic if bare else groups * self.group_tokens) + words
         labels = 1 if self.labels == "removed" else len(turn.speech)
         pieces = len(turn.speech) if self.labels == "pre_interleaved" else 1
         ends = pieces if turn.text else 0  # a <text_end> for each piece of text
-        return frame + 2 * labels + groups * GROUP_TOKENS + words + ends
+        return frame + 2 * labels + groups * self.group_tokens + words + ends
 
     def prompt(self, dialogue: Dialogue, text: TextIds, vocabulary: Vocabulary) -> list[int]:
         """Ids up to the point where the assistant begins to answer."""
@@ -139,7 +152,7 @@ class StreamLayout:
     def _question(self, pair: CodePair, vocabulary: Vocabulary) -> list[int]:
         if self.question_books == "linguistic":
             return [vocabulary.linguistic(c) for c in pair.linguistic]
-        return audio_ids(pair, vocabulary)
+        return audio_ids(pair, vocabulary, self.books)
 
     def _answer(
         self, words: list[int], speech: list[CodePair], mode: Mode, vocabulary: Vocabulary
@@ -159,16 +172,16 @@ class StreamLayout:
     def _stretches(self, speech: list[CodePair], vocabulary: Vocabulary) -> list[list[int]]:
         """Groups as lists of ids; a marker stands before the group that follows it."""
         if self.labels == "removed":
-            whole = [whole_groups(pair) for pair in speech]
+            whole = [whole_groups(pair, self.books) for pair in speech]
             linguistic = [code for pair in whole for code in pair.linguistic]
             speech = [CodePair(linguistic, [code for pair in whole for code in pair.semantic])]
         stretches: list[list[int]] = []
         glued: list[int] = []
         for pair in speech:
             glued.append(vocabulary.audio_start)
-            ids = audio_ids(pair, vocabulary)
-            for i in range(0, len(ids), GROUP_TOKENS):
-                stretches.append(glued + ids[i : i + GROUP_TOKENS])
+            ids = audio_ids(pair, vocabulary, self.books)
+            for i in range(0, len(ids), self.group_tokens):
+                stretches.append(glued + ids[i : i + self.group_tokens])
                 glued = []
             glued.append(vocabulary.audio_end)
         return [*stretches, glued]
@@ -183,7 +196,8 @@ class StreamLayout:
         while words or groups:
             out += words[:per_text]
             words = words[per_text:]
-            room = self.audio_block if words and self.audio_block else len(groups) * GROUP_TOKENS
+            all_of_it = len(groups) * self.group_tokens
+            room = self.audio_block if words and self.audio_block else all_of_it
             while groups and room > 0:
                 group = groups.pop(0)
                 out += group
@@ -227,37 +241,39 @@ class StreamLayout:
             elif kind in ("linguistic", "semantic"):
                 current.append(token)
             elif token == vocabulary.audio_end:
-                speech.append(code_pair(current, vocabulary))
+                speech.append(code_pair(current, vocabulary, self.books))
                 current = []
         if current:
-            speech.append(code_pair(current, vocabulary))
+            speech.append(code_pair(current, vocabulary, self.books))
         return Answer(text.decode(words), speech, complete)
 
     def slot_ids(self, slot: Slot, vocabulary: Vocabulary) -> list[int]:
         """The ids a slot is normalised over; none for NONE and FORCED."""
-        return slot_ids(slot, vocabulary)
+        return slot_ids(slot, vocabulary, self.books)
 
 
-def whole_groups(pair: CodePair) -> CodePair:
-    """Drop the incomplete tail group from both books."""
-    linguistic, semantic = pair.groups * LINGUISTIC_PER_GROUP, pair.groups * SEMANTIC_PER_GROUP
+def whole_groups(pair: CodePair, books: Books = "both") -> CodePair:
+    """Drop the incomplete tail group from these books, and all of another."""
+    groups = pair.groups_of(books)
+    linguistic, semantic = (groups * per for per in PER_GROUP[books])
     return CodePair(list(pair.linguistic[:linguistic]), list(pair.semantic[:semantic]))
 
 
-def audio_ids(pair: CodePair, vocabulary: Vocabulary) -> list[int]:
-    """Interleave both books 2:3, linguistic first; the incomplete tail group is dropped."""
+def audio_ids(pair: CodePair, vocabulary: Vocabulary, books: Books = "both") -> list[int]:
+    """Interleave both books 2:3, linguistic first, or write one alone; whole groups only."""
+    two, three = PER_GROUP[books]
     out: list[int] = []
-    for g in range(pair.groups):
-        out += [vocabulary.linguistic(c) for c in pair.linguistic[2 * g : 2 * g + 2]]
-        out += [vocabulary.semantic(c) for c in pair.semantic[3 * g : 3 * g + 3]]
+    for g in range(pair.groups_of(books)):
+        out += [vocabulary.linguistic(c) for c in pair.linguistic[two * g : two * (g + 1)]]
+        out += [vocabulary.semantic(c) for c in pair.semantic[three * g : three * (g + 1)]]
     return out
 
 
-def code_pair(ids: Iterable[int], vocabulary: Vocabulary) -> CodePair:
-    """Both books of interleaved audio ids, incomplete tail group dropped."""
+def code_pair(ids: Iterable[int], vocabulary: Vocabulary, books: Books = "both") -> CodePair:
+    """The books of audio ids, incomplete tail group dropped."""
     linguistic: list[int] = []
     semantic: list[int] = []
     for token in ids:
         book = linguistic if token < vocabulary.semantic_start else semantic
         book.append(vocabulary.code(token))
-    return whole_groups(CodePair(linguistic, semantic))
+    return whole_groups(CodePair(linguistic, semantic), books)

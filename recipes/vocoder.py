@@ -6,14 +6,18 @@ What comes out: runs/vocoder_flow/model and runs/vocoder_waveform/model.
 On a laptop:
     python recipes/vocoder.py preset=walkthrough/vocoder_flow
     python recipes/vocoder.py preset=walkthrough/vocoder_waveform
+At 22.05 kHz, with the released architecture:
+    python recipes/vocoder.py preset=base/vocoder_flow
+    python recipes/vocoder.py preset=base/vocoder_vocos
 On a GPU (composes; not run yet):
     python recipes/vocoder.py preset=paper/vocoder_flow
 
-Time: about 7 minutes of one CPU core for the flow, 5 for the waveform head.
+Time: about 7 minutes of one CPU core for the flow, 5 for the waveform head; about an hour each for
+the two at 22.05 kHz.
 Expect: `aqaa listen` gives back the corpus' own answers so that every word is understood.
-Ours: 16 kHz sound and a 100 Hz mel, a regression head beside the flow, code embeddings started from
-the codebooks, sampling from the mode of the noise, an inverse-STFT head trained by spectral losses
-alone. HiFi-GAN and adversarial training are not here yet.
+Ours, in the walkthrough: 16 kHz sound and a 100 Hz mel, a regression head beside the flow, code
+embeddings started from the codebooks, sampling from the mode of the noise, an inverse-STFT head
+trained by spectral losses alone; at 22.05 kHz heads are trained against judges.
 
 More: recipes/vocoder.md.
 """

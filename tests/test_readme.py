@@ -43,7 +43,7 @@ def test_every_preset_is_named_under_its_stage() -> None:
     stages = README.partition("## Stages and their presets")[2]
     names = {p.relative_to(ROOT / "conf" / "preset").with_suffix("").as_posix()
              for p in (ROOT / "conf" / "preset").rglob("*.yaml")}  # fmt: skip
-    for name in re.findall(r"`((?:walkthrough|paper)/\w+)`", stages):
+    for name in re.findall(r"`((?:walkthrough|paper|speech)/\w+)`", stages):
         assert name in names, f"README names the preset {name}, which does not exist"
     same = [n for n in names if n.startswith("paper/") and f"walkthrough/{n[6:]}" in names]
     whole_chain = {"walkthrough/smoke", "walkthrough/long"}

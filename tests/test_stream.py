@@ -2,14 +2,15 @@
 
 import random
 from collections.abc import Iterable
+from typing import Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aqaa.errors import UsageError
-from aqaa.grammar import AnswerGrammar, Mode, Slot, slot_ids
-from aqaa.signals import CodePair, Dialogue, Turn
+from aqaa.grammar import AnswerGrammar, Labels, Mode, Slot, slot_ids
+from aqaa.signals import PER_GROUP, Books, CodePair, Dialogue, Turn
 from aqaa.stream import Stream, StreamLayout, audio_ids, code_pair, whole_groups
 from aqaa.vocabulary import Vocabulary
 
@@ -35,12 +36,25 @@ def pair(groups: int, seed: int = 0, extra: tuple[int, int] = (0, 0)) -> CodePai
     return CodePair(linguistic, [(seed * 11 + i * 17) % 4096 for i in range(3 * groups + extra[1])])
 
 
+BOOKS: tuple[Books, ...] = ("both", "linguistic", "semantic")
+
+
+def layout_of(
+    text: int | None, groups: int | None, bare: bool, labels: Labels, books: Books
+) -> StreamLayout:
+    """Audio blocks of so many groups, of whatever books."""
+    question: Literal["both", "linguistic"] = "linguistic" if bare else "both"
+    audio = None if groups is None else groups * sum(PER_GROUP[books])
+    return StreamLayout(text, audio, "both" if books == "semantic" else question, labels, books)
+
+
 layouts = st.builds(
-    StreamLayout,
-    text_block=st.sampled_from([None, 1, 3, 6, 10]),
-    audio_block=st.sampled_from([None, 5, 15, 50]),
-    question_books=st.sampled_from(["both", "linguistic"]),
-    labels=st.sampled_from(["kept", "removed", "pre_interleaved"]),
+    layout_of,
+    st.sampled_from([None, 1, 3, 6, 10]),
+    st.sampled_from([None, 1, 3, 10]),
+    st.booleans(),
+    st.sampled_from(["kept", "removed", "pre_interleaved"]),
+    st.sampled_from(BOOKS),
 )
 texts = st.integers(0, 45).map(lambda n: " ".join(str(8 + i % 42) for i in range(n)))
 pairs = st.builds(pair, st.integers(0, 12), st.integers(0, 500))
@@ -78,13 +92,14 @@ def test_what_is_built_is_read_back(
     answer = layout.parse(stream.ids[len(prompt) :], T, V)
     assert answer.complete
     assert answer.text == text
+    written = [whole_groups(p, layout.books) for p in speech]
     if speech and layout.labels == "removed":
         whole = CodePair(
-            [c for p in speech for c in p.linguistic], [c for p in speech for c in p.semantic]
+            [c for p in written for c in p.linguistic], [c for p in written for c in p.semantic]
         )
         assert answer.speech == [whole]
     else:
-        assert answer.speech == speech
+        assert answer.speech == written
 
 
 @many
@@ -133,7 +148,7 @@ def test_every_walk_of_the_grammar_ends_and_is_read(
     assert answer.complete
     assert answer.text == T.decode(text)
     audio = [t for t in walk if V.linguistic_start <= t < V.marker_start]
-    assert [t for p in answer.speech for t in audio_ids(p, V)] == audio
+    assert [t for p in answer.speech for t in audio_ids(p, V, layout.books)] == audio
     assert len(answer.speech) == walk.count(V.audio_start) == walk.count(V.audio_end)
     assert bool(answer.speech) == (mode != "text")
     if layout.labels == "removed":
@@ -146,7 +161,7 @@ def _options(grammar: AnswerGrammar) -> list[int]:
     if grammar.forced is not None:
         return [grammar.forced]
     refused = set(grammar.refused())
-    options = [t for t in slot_ids(grammar.slot, V) if t not in refused]
+    options = [t for t in slot_ids(grammar.slot, V, grammar.books) if t not in refused]
     sample = [t for t in options if t in (V.eot, V.text_end, V.audio_end, V.audio_start)]
     sample += options[:3] + options[-3:]
     assert all(grammar.allows(t) for t in sample)
@@ -156,12 +171,16 @@ def _options(grammar: AnswerGrammar) -> list[int]:
 
 @pytest.mark.parametrize("mode", ["text", "speech", "both"])
 @pytest.mark.parametrize("labels", ["kept", "removed", "pre_interleaved"])
-def test_what_is_allowed_is_the_slot_without_the_refused(mode: Mode, labels: str) -> None:
+@pytest.mark.parametrize("books", BOOKS)
+def test_what_is_allowed_is_the_slot_without_the_refused(
+    mode: Mode, labels: Labels, books: Books
+) -> None:
     random_ = random.Random(0)
-    grammar = AnswerGrammar(StreamLayout(3, 5, labels=labels), V, mode)  # type: ignore[arg-type]
+    layout = layout_of(3, 1, False, labels, books)
+    grammar = AnswerGrammar(layout, V, mode)
     for _ in range(25):
         allowed = [t for t in range(-1, V.rows) if grammar.allows(t)]
-        inside = [grammar.forced] if grammar.forced else slot_ids(grammar.slot, V)
+        inside = [grammar.forced] if grammar.forced else layout.slot_ids(grammar.slot, V)
         assert allowed == sorted(set(inside) - set(grammar.refused()))
         assert not {V.pad, V.bos, V.bot} & set(allowed)
         if allowed == [V.eot]:
@@ -293,21 +312,52 @@ def test_slots_hold_what_they_say() -> None:
 
 
 @many
-@given(st.integers(0, 12), st.tuples(st.integers(0, 9), st.integers(0, 9)), st.integers(0, 99))
-def test_tails_are_dropped_from_both_books(
-    groups: int, extra: tuple[int, int], seed: int
+@given(
+    st.integers(0, 12),
+    st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    st.integers(0, 99),
+    st.sampled_from(BOOKS),
+)
+def test_tails_are_dropped_from_the_books(
+    groups: int, extra: tuple[int, int], seed: int, books: Books
 ) -> None:
     long = pair(groups, seed, extra)
-    ids = audio_ids(long, V)
-    kept = groups + min(extra[0] // 2, extra[1] // 3)
-    assert len(ids) == 5 * kept == 5 * long.groups
-    assert [V.token_type(t)[0] for t in ids] == list("llsss") * kept
-    expected = CodePair(long.linguistic[: 2 * kept], long.semantic[: 3 * kept])
-    assert whole_groups(long) == expected == code_pair(ids, V)
+    ids = audio_ids(long, V, books)
+    group = {"both": "llsss", "linguistic": "ll", "semantic": "sss"}[books]
+    tails = {"linguistic": extra[0] // 2, "semantic": extra[1] // 3}
+    kept = groups + tails.get(books, min(tails.values()))
+    assert len(ids) == len(group) * kept == len(group) * long.groups_of(books)
+    assert [V.token_type(t)[0] for t in ids] == list(group) * kept
+    two, three = group.count("l"), group.count("s")
+
+    def begin(count: int) -> CodePair:
+        return CodePair(long.linguistic[: two * count], long.semantic[: three * count])
+
+    assert whole_groups(long, books) == begin(kept) == code_pair(ids, V, books)
     for cut in range(len(ids)):
-        assert code_pair(ids[:cut], V) == whole_groups(CodePair(
-            long.linguistic[: 2 * (cut // 5)], long.semantic[: 3 * (cut // 5)]
-        ))
+        assert code_pair(ids[:cut], V, books) == begin(cut // len(group))
+
+
+@many
+@given(st.integers(0, 40), st.lists(st.integers(1, 9)), st.sampled_from(BOOKS))
+def test_ids_that_come_bit_by_bit_are_the_same_groups(
+    groups: int, bits: list[int], books: Books
+) -> None:
+    whole = pair(groups, extra=(1, 2))
+    linguistic: list[int] = []
+    semantic: list[int] = []
+    ids: list[int] = []
+    place = 0
+    for bit in [*bits, 10**6]:  # each book brings a few codes at a time; whole groups go out
+        linguistic += whole.linguistic[place : place + bit]
+        semantic += whole.semantic[place : place + bit]
+        place += bit
+        now = CodePair(linguistic, semantic)
+        ids += audio_ids(now, V, books)
+        done = now.groups_of(books)
+        linguistic = linguistic[done * 2 :]
+        semantic = semantic[done * 3 :]
+    assert ids == audio_ids(whole, V, books)
 
 
 @many
@@ -321,8 +371,8 @@ def test_a_cut_answer_is_read_as_far_as_it_goes(
     assert not answer.complete
     assert text.startswith(answer.text)
     audio = [t for t in ids[:cut] if V.linguistic_start <= t < V.marker_start]
-    read = [t for p in answer.speech for t in audio_ids(p, V)]
-    assert len(audio) - len(read) < 5
+    read = [t for p in answer.speech for t in audio_ids(p, V, layout.books)]
+    assert len(audio) - len(read) < layout.group_tokens
     assert audio[: len(read)] == read
 
 
@@ -337,6 +387,9 @@ def test_a_cut_answer_is_read_as_far_as_it_goes(
         ({"audio_block": 12}, "audio_block 12 must be whole groups of 5"),
         ({"audio_block": -5}, "audio_block -5 must"),
         ({"question_books": "semantic"}, "question_books 'semantic' is neither"),
+        ({"books": "one"}, "books 'one' is not one of both, linguistic, semantic"),
+        ({"books": "linguistic"}, "audio_block 15 must be whole groups of 2"),
+        ({"books": "semantic", "question_books": "linguistic"}, "leaves nothing of the one"),
         ({"labels": "lost"}, "labels 'lost' is not one of kept, removed, pre_interleaved"),
     ],
 )

@@ -6,6 +6,7 @@ Letters: T samples, C channels.
 import os
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -18,8 +19,10 @@ from aqaa.storage import atomic_path
 
 PEAK = 0.5  # of every clip the chain hears or is trained on
 SILENT_PEAK = 1e-3
+_FAINTEST_PEAK = 0.01  # what is fainter is brought up as if it were this loud
 _TRIM_SHARE = 0.02  # of the peak: what is quieter at either end is silence
 _LEAD_S, _TAIL_S = 0.03, 0.05  # of silence kept, so that soft onsets and endings survive
+_WHOLE_NUMBERS = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32")
 _RIFF_SIZE_UNKNOWN = 0x7FFFF000  # writers to a pipe leave this or more in the header
 
 
@@ -45,17 +48,31 @@ def read_audio(
     if not np.isfinite(samples).all():
         bad = int((~np.isfinite(samples)).sum())
         raise UsageError(f"{path} holds {bad} NaN or infinite samples; write it again")
-    mono: NDArray[np.float32] = samples.mean(axis=1, dtype=np.float32)
-    if own_rate_hz != rate_hz:
-        mono = soxr.resample(mono, own_rate_hz, rate_hz).astype(np.float32, copy=False)
-    return Waveform(mono, rate_hz)
+    return at_rate(Waveform(samples.mean(axis=1, dtype=np.float32), own_rate_hz), rate_hz)
+
+
+def at_rate(waveform: Waveform, rate_hz: int = QUESTION_RATE_HZ) -> Waveform:
+    """The same sound at another rate; itself where that is its own."""
+    if waveform.rate_hz == rate_hz:
+        return waveform
+    samples = soxr.resample(waveform.samples, waveform.rate_hz, rate_hz)
+    return Waveform(samples.astype(np.float32, copy=False), rate_hz)
 
 
 def file_rate_hz(path: str | Path) -> int:
     """The rate a sound file is stored at; UsageError where it cannot be opened."""
+    return int(_info(path).samplerate)
+
+
+def file_duration_s(path: str | Path) -> float:
+    """How long a sound file lasts by its header; UsageError where it cannot be opened."""
+    return float(_info(path).duration)
+
+
+def _info(path: str | Path) -> Any:
     _check_file(Path(path))
     try:
-        return int(soundfile.info(str(path)).samplerate)
+        return soundfile.info(str(path))
     except soundfile.LibsndfileError as error:
         raise UsageError(f"{path} is not a readable sound file: {error.error_string}") from None
 
@@ -82,8 +99,8 @@ def _check_file(path: Path) -> None:
 
 
 def _read_stretch(
-    path: Path, start_s: float, end_s: float | None
-) -> tuple[NDArray[np.float32], int]:
+    path: Path, start_s: float, end_s: float | None, dtype: str = "float32"
+) -> tuple[NDArray[Any], int]:
     """Samples (T, C) of the stretch and the file's own rate."""
     try:
         with soundfile.SoundFile(str(path)) as sound:
@@ -96,7 +113,7 @@ def _read_stretch(
                     f"the stretch {start_s:g}..{end_s} s lies outside it"
                 )
             sound.seek(start)
-            samples = sound.read(end - start, dtype="float32", always_2d=True)
+            samples = sound.read(end - start, dtype=dtype, always_2d=True)
     except soundfile.LibsndfileError as error:
         raise UsageError(f"{path} is not a readable sound file: {error.error_string}") from None
     if len(samples) < end - start:
@@ -107,6 +124,26 @@ def _read_stretch(
     return samples, rate_hz
 
 
+def cut_audio(
+    path: str | Path, out: str | Path, *, start_s: float = 0.0, end_s: float | None = None
+) -> None:
+    """Write a stretch of a sound file as a WAV of the same rate, channels and samples.
+
+    Whole-number samples stay bit for bit what they were; what was stored lossy becomes floats.
+
+    Raises:
+        UsageError: as :func:`read_audio`.
+    """
+    path, out = Path(path), Path(out)
+    _check_file(path)
+    subtype = _info(path).subtype
+    kept = subtype if subtype in _WHOLE_NUMBERS else "FLOAT"
+    dtype = "int32" if subtype in _WHOLE_NUMBERS else "float32"
+    samples, rate_hz = _read_stretch(path, start_s, end_s, dtype)
+    with atomic_path(out) as temporary:
+        soundfile.write(str(temporary), samples, rate_hz, subtype=kept, format="WAV")
+
+
 def trim(samples: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:
     """Cut silence off both ends of (T,), keeping 30 ms before and 50 ms after the sound."""
     loudness = np.abs(samples)
@@ -115,6 +152,12 @@ def trim(samples: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:
         return samples
     start = max(0, int(loud[0]) - round(_LEAD_S * rate_hz))
     return samples[start : int(loud[-1]) + 1 + round(_TAIL_S * rate_hz)]
+
+
+def levelled(samples: NDArray[np.float32], peak: float) -> NDArray[np.float32]:
+    """(T,) at a peak of ``peak``; what is nearly silent is not blown up by more than 100 times."""
+    loudest = max(float(np.abs(samples).max(initial=0.0)), _FAINTEST_PEAK)
+    return samples * np.float32(peak / loudest)
 
 
 def pad_to_groups(samples: NDArray[np.float32]) -> NDArray[np.float32]:

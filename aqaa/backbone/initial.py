@@ -112,10 +112,7 @@ def initialise(
     """
     declared = StreamLayout(**layout)
     hashed = tokenizer_hash(codes)
-    books = {
-        book: load_tensors(Path(codes) / book / "model.safetensors")["codebook.vectors"].float()
-        for book in ("linguistic", "semantic")
-    }
+    books = {book: _code_vectors(Path(codes) / book) for book in ("linguistic", "semantic")}
     codebooks = books if codebook_rows else None
     if base is not None:
         grow(
@@ -128,6 +125,14 @@ def initialise(
     ids = Ids(encoder, vocabulary, declared, hashed)
     config = Step1Config(vocab_size=vocabulary.rows, **backbone)
     write_initial(out, config=config, ids=ids, codebooks=codebooks, seed=seed)
+
+
+def _code_vectors(folder: Path) -> Tensor:
+    """Code vectors (codes, D) of a speech tokenizer of whichever kind."""
+    for name, tensor in load_tensors(folder / "model.safetensors").items():
+        if name == "codebook.vectors" or name.endswith(".codebook.vectors"):
+            return tensor.float()
+    raise UsageError(f"{folder} holds no code vectors: it is no speech tokenizer of ours")
 
 
 def _text_ids(texts: str, text: str) -> TextTokenizer:

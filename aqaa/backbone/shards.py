@@ -106,6 +106,14 @@ def read_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, opened.get_tensor(name)
 
 
+def tensor_shapes(folder: str | Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor of a folder; no numbers are read."""
+    for file, names in tensor_files(folder).items():
+        with _open(file) as opened:
+            for name in names:
+                yield name, tuple(opened.get_slice(name).get_shape())
+
+
 def _names(file: Path) -> list[str]:
     with _open(file) as opened:
         return list(opened.keys())

@@ -37,8 +37,15 @@ class Augmentation:
     noise: float = 0.4
     mask: float = 0.5
 
-    def apply(self, mel: Tensor, rng: random.Random, generator: torch.Generator) -> Tensor:
-        """(C, F) whole groups -> (C, F') whole groups."""
+    def apply(
+        self,
+        mel: Tensor,
+        rng: random.Random,
+        generator: torch.Generator,
+        *,
+        floor: float = LOG_MEL_FLOOR,
+    ) -> Tensor:
+        """(C, F) -> (C, F'), whole groups where the tempo changed; nothing below ``floor``."""
         mel = self._stretch(mel, rng)
         bins, frames = mel.shape
         mel = mel + rng.gauss(0, self.gain)
@@ -47,9 +54,9 @@ class Augmentation:
             curve = F.interpolate(knots, size=bins, mode="linear", align_corners=True)
             mel = mel + curve[0, 0][:, None]
         if rng.random() < self.noise:
-            floor = torch.randn(bins, frames, generator=generator) * 0.5 + rng.uniform(-6.5, -3.0)
-            mel = torch.logaddexp(mel, floor)
-        mel = mel.clamp(min=LOG_MEL_FLOOR).clone()
+            hiss = torch.randn(bins, frames, generator=generator) * 0.5 + rng.uniform(-6.5, -3.0)
+            mel = torch.logaddexp(mel, hiss)
+        mel = mel.clamp(min=floor).clone()
         if rng.random() < self.mask:
             low = rng.randint(0, bins - 10)
             mel[low : low + rng.randint(2, 10)] = _MASKED

@@ -21,7 +21,7 @@ from aqaa.data.token_store import TokenStore
 from aqaa.errors import UsageError
 from aqaa.signals import Turn
 from aqaa.stream import Slot
-from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer
+from aqaa.tokenizer.dual import load_book
 
 _LENGTH_JITTER_TOKENS = 6.0
 _NEIGHBOURS = 8
@@ -283,6 +283,6 @@ def named_seed(seed: int, name: str) -> int:
 
 def nearest_codes(store: TokenStore) -> np.ndarray:
     """The nearest other codes of every linguistic code, (1024, 8)."""
-    vectors = SpeechTokenizer.load(store.tokenizer / "linguistic").codebook.vectors
+    vectors = load_book(store.tokenizer / "linguistic").codebook.vectors
     order = torch.cdist(vectors, vectors).topk(_NEIGHBOURS + 1, largest=False).indices
     return order[:, 1:].numpy()

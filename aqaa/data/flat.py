@@ -5,7 +5,7 @@ throughout: magic, version, number of lists, number of ids, then one offset a li
 All little-endian; offsets count ids.
 """
 
-from itertools import chain
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,14 @@ _HEADER = 4
 _ID, _OFFSET = np.dtype("<i4"), np.dtype("<i8")
 
 
-def write_flat(folder: Path, name: str, lists: list[list[int]]) -> None:
+def write_flat(folder: Path, name: str, lists: Sequence[Sequence[int] | np.ndarray]) -> None:
     """Write ``NAME.bin`` and ``NAME.idx`` into a folder that is made as a whole."""
     ends = np.cumsum([0, *(len(ids) for ids in lists)], dtype=_OFFSET)
     header = np.array([MAGIC, VERSION, len(lists), ends[-1]], _OFFSET)
     np.concatenate([header, ends]).tofile(folder / f"{name}.idx")
-    np.fromiter(chain.from_iterable(lists), _ID, int(ends[-1])).tofile(folder / f"{name}.bin")
+    with open(folder / f"{name}.bin", "wb") as file:
+        for ids in lists:
+            file.write(np.asarray(ids, _ID).tobytes())
 
 
 class Flat:

@@ -7,9 +7,7 @@ from aqaa.audio.file import write_audio
 from aqaa.data.token_store import TokenStore
 from aqaa.errors import UsageError
 from aqaa.storage import atomic_folder
-from aqaa.vocoder.flow import FlowVocoder
-from aqaa.vocoder.vocoder import Vocoder
-from aqaa.vocoder.waveform import WaveformHead
+from aqaa.vocoder.voice import load_voice
 
 _BOTH = "tokenize with question_books=both to hear questions too"
 
@@ -34,7 +32,7 @@ def listen(
         count: how many.
     """
     store = TokenStore(source)
-    vocoder = Vocoder(FlowVocoder.load(flow), WaveformHead.load(waveform))
+    vocoder = load_voice(flow, waveform)
     chosen = _chosen(store, keys, count)
     with atomic_folder(out) as folder:
         for key in chosen:

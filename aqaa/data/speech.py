@@ -19,11 +19,16 @@ _LENGTH_JITTER_S = 0.25
 
 
 class SpeechBatch(NamedTuple):
-    """``mel`` (B, 80, F), ``mask`` (B, F), ``phones`` labels of each clip (1-based)."""
+    """``mel`` (B, 80, F), ``mask`` (B, F), phone ``labels`` of each clip (1-based)."""
 
     mel: Tensor
     mask: Tensor
-    phones: list[list[int]]
+    labels: list[list[int]]
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """What the network is called with."""
+        return self.mel, self.mask
 
 
 class SpeechBatches:
@@ -37,6 +42,8 @@ class SpeechBatches:
         seed: decides order and augmentation.
         questions: use only so many training questions (0: all).
     """
+
+    unit = "phone"
 
     def __init__(
         self,
@@ -68,6 +75,11 @@ class SpeechBatches:
         self._sampler = BucketSampler(
             lengths, batch=batch - self._from_answers, seed=seed, jitter=_LENGTH_JITTER_S
         )
+
+    @property
+    def vocabulary(self) -> dict[str, list[str]]:
+        """What a network has to know of the data before it can be built."""
+        return {"phones": self.phones}
 
     def batch(self, step: int) -> SpeechBatch:
         """Training batch number ``step``."""

@@ -5,25 +5,22 @@ Folder: ``tokenizer/{linguistic,semantic}`` (the tokenizers themselves), for eac
 ``keys.json`` with the clips in their order, ``meta.json`` and ``arrow/``.
 """
 
-from collections import Counter
-from itertools import chain
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from aqaa import lineage
-from aqaa.data.corpus import SPLITS, Corpus, question_part, seconds
+import numpy as np
+
+from aqaa.data.corpus import Corpus
 from aqaa.data.flat import Flat, write_flat
+from aqaa.data.parts import Codes
 from aqaa.errors import UsageError
-from aqaa.progress import track
 from aqaa.signals import LINGUISTIC_CODES, SEMANTIC_CODES, CodePair
-from aqaa.storage import atomic_folder, check_replaceable, read_json, tree_hash, write_json
-from aqaa.tokenizer.dual import DualTokenizer
-from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer
+from aqaa.storage import read_json, tree_hash, write_json
 
 META, KEYS = "meta.json", "keys.json"
 _SIZES = {"linguistic": LINGUISTIC_CODES, "semantic": SEMANTIC_CODES}
 _BOOKS = tuple(_SIZES)
-_BATCH = 32
 
 
 class TokenStore:
@@ -76,72 +73,30 @@ class TokenStore:
         return CodePair(linguistic, semantic)
 
 
-def tokenize(
-    *, corpus: str, linguistic: str, semantic: str, out: str, question_books: str = "both"
+def write_store(
+    folder: Path, codes: Mapping[str, CodePair | Codes], meta: dict[str, Any]
 ) -> None:
-    """Encode every clip of a corpus.
-
-    Args:
-        corpus: folder of the corpus.
-        linguistic: model folder of that tokenizer.
-        semantic: model folder of the other one.
-        out: folder of the store, written as a whole.
-        question_books: ``both``, or ``linguistic`` where the layout's questions carry that alone.
-    """
-    check_replaceable(out)
-    if question_books not in ("both", "linguistic"):
-        raise UsageError(f"question_books={question_books} is neither both nor linguistic")
-    for parent in (corpus, linguistic, semantic):
-        lineage.parent(parent)
-    source = Corpus(corpus)
-    dual = DualTokenizer(SpeechTokenizer.load(linguistic), SpeechTokenizer.load(semantic))
-    clips = [(f"answers/{key}", row["audio"]) for key, row in source.answers.items()]
-    for split in SPLITS:
-        clips += [(f"{split}/{row['id']}", question_part(row)) for row in source.rows(split)]
-    # The longest first: growing batches would never fit where the last one was, and memory would
-    # grow to several times what is held.
-    order = sorted(range(len(clips)), key=lambda i: -seconds(clips[i][1]))
-    pairs: dict[int, CodePair] = {}
-    starts = range(0, len(order), _BATCH)
-    for begin in track(starts, "tokenize", len(starts), unit="batches"):
-        places = order[begin : begin + _BATCH]
-        mels = source.mels([clips[i][1] for i in places])
-        whole = question_books == "both" or any(clips[i][0].startswith("answers/") for i in places)
-        found = dual.encode_mels(mels, books=_BOOKS if whole else ("linguistic",))
-        for i, pair in zip(places, found, strict=True):
-            bare = question_books == "linguistic" and not clips[i][0].startswith("answers/")
-            pairs[i] = CodePair(pair.linguistic, []) if bare else pair
-    with atomic_folder(out) as folder:
-        dual.save(folder / "tokenizer")
-        meta = {
-            "tokenizer_hash": lineage.tokenizer_hash(folder / "tokenizer"),
-            "corpus_hash": tree_hash(source.folder),
-            "question_books": question_books,
-        }
-        write_store(folder, {key: pairs[i] for i, (key, _) in enumerate(clips)}, meta)
-
-
-def write_store(folder: Path, codes: dict[str, CodePair], meta: dict[str, Any]) -> None:
     """Write the codes by key and what is known of them into a folder that is made as a whole.
 
     Args:
         folder: gets everything but the tokenizers.
-        codes: by key, in the order they are stored.
+        codes: by key, in the order they are stored; both books of each.
         meta: ``tokenizer_hash``, ``corpus_hash`` and ``question_books``.
     """
     from datasets import Dataset, disable_progress_bars
 
-    columns = {book: [getattr(pair, book) for pair in codes.values()] for book in _BOOKS}
+    pairs = [(p.linguistic, p.semantic) if isinstance(p, CodePair) else p for p in codes.values()]
+    columns = {
+        book: [np.asarray(pair[place], np.int32) for pair in pairs]
+        for place, book in enumerate(_BOOKS)
+    }
     for book, lists in columns.items():
         write_flat(folder, book, lists)
     write_json(folder / KEYS, list(codes))
     disable_progress_bars()
     Dataset.from_dict({"key": list(codes), **columns}).save_to_disk(str(folder / "arrow"))
-    usage = {book: _histogram(columns[book], size) for book, size in _SIZES.items()}
+    usage = {
+        book: np.bincount(np.concatenate([[], *columns[book]]).astype(int), minlength=size).tolist()
+        for book, size in _SIZES.items()
+    }
     write_json(folder / META, {**meta, "usage": usage})
-
-
-def _histogram(lists: list[list[int]], size: int) -> list[int]:
-    """How often each code of a book occurs."""
-    seen = Counter(chain.from_iterable(lists))
-    return [seen[code] for code in range(size)]

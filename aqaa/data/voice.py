@@ -100,15 +100,16 @@ class FlowBatches:
             pair = self._codes[clip]
             linguistic[row, : len(pair.linguistic)] = torch.tensor(pair.linguistic)
             semantic[row, : len(pair.semantic)] = torch.tensor(pair.semantic)
-        linguistic = _corrupt(linguistic, corruption[0], LINGUISTIC_CODES, generator)
-        semantic = _corrupt(semantic, corruption[1], SEMANTIC_CODES, generator)
+        linguistic = corrupt(linguistic, corruption[0], LINGUISTIC_CODES, generator)
+        semantic = corrupt(semantic, corruption[1], SEMANTIC_CODES, generator)
         noise = torch.randn(len(clips), 2 * mel.shape[1], mel.shape[2] // 2, generator=generator)
         time = torch.rand(len(clips), generator=generator)
         keep = (torch.rand(len(clips), generator=generator) < self._keep).float()
         return FlowBatch(linguistic, semantic, mel, mask, noise, time, keep)
 
 
-def _corrupt(codes: Tensor, share: float, size: int, generator: torch.Generator) -> Tensor:
+def corrupt(codes: Tensor, share: float, size: int, generator: torch.Generator) -> Tensor:
+    """A ``share`` of codes of any shape replaced by any of ``size``."""
     wrong = torch.randint(size, codes.shape, generator=generator)
     return torch.where(torch.rand(codes.shape, generator=generator) < share, wrong, codes)
 

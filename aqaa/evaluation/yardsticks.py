@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from rapidfuzz.distance import Levenshtein
 
+from aqaa.audio.file import at_rate
 from aqaa.audio.mel import pad_mels
 from aqaa.data.corpus import Corpus, question_part
 from aqaa.evaluation.judge import Ear, ground_truth
@@ -13,20 +14,20 @@ from aqaa.losses.ctc import greedy_labels
 from aqaa.progress import track
 from aqaa.tokenizer.dual import DualTokenizer
 from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer
-from aqaa.vocoder.vocoder import Vocoder
+from aqaa.vocoder.voice import Voice
 
 RESYNTHESIS_SPLIT = "answer clips, which tokenizers and vocoder were trained on"
 
 
 def resynthesis(
-    corpus: Corpus, tokenizer: DualTokenizer, vocoder: Vocoder, recogniser: Ear
+    corpus: Corpus, tokenizer: DualTokenizer, vocoder: Voice, recogniser: Ear
 ) -> Figure:
     """Share of answer clips still recognised after tokenizing and speaking their codes."""
     hits = 0
     clips = corpus.answers.values()
     for row in track(clips, "resynthesis", len(clips), unit="clips"):
         codes = tokenizer.encode(corpus.samples(row["audio"]))
-        hits += recogniser(vocoder.speak(codes).samples) == row["text"]
+        hits += recogniser(at_rate(vocoder.speak(codes)).samples) == row["text"]
     return figure(hits, len(corpus.answers), RESYNTHESIS_SPLIT)
 
 
@@ -66,7 +67,7 @@ def _nearest(heard: list[str], known: dict[str, list[str]]) -> str:
 
 
 def yardsticks(
-    corpus: Corpus, tokenizer: DualTokenizer, vocoder: Vocoder, recogniser: Ear, *, rows: int = 240
+    corpus: Corpus, tokenizer: DualTokenizer, vocoder: Voice, recogniser: Ear, *, rows: int = 240
 ) -> dict[str, Figure]:
     """All three figures, by their name in results.json."""
     clips = corpus.answers.values()

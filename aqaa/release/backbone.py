@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from aqaa.backbone.shards import read_tensors
+from aqaa.backbone.shards import read_tensors, tensor_shapes
 from aqaa.backbone.step1 import Step1Config, Step1ForCausalLM
 from aqaa.errors import UsageError
 from aqaa.release.strict import State, count, fill, shape_of
@@ -79,14 +79,28 @@ def load_backbone(folder: str | Path, *, ignore: Collection[str] = ()) -> Step1F
     Raises:
         UsageError: it is another family's, incomplete or damaged, or its parts contradict.
     """
-    folder = Path(folder)
+    _refuse_foreign(Path(folder))
+    return _from_folder(Path(folder), dict(read_tensors(folder)), ignore)
+
+
+def inspect_backbone(folder: str | Path, *, ignore: Collection[str] = ()) -> Step1ForCausalLM:
+    """The same with tensors that have no numbers: everything is checked but those.
+
+    Raises:
+        UsageError: as :func:`load_backbone`.
+    """
+    _refuse_foreign(Path(folder))
+    state = {name: torch.empty(shape, device="meta") for name, shape in tensor_shapes(folder)}
+    return _from_folder(Path(folder), state, ignore)
+
+
+def _from_folder(folder: Path, state: State, ignore: Collection[str]) -> Step1ForCausalLM:
+    """Tensors and the config.json of their folder, held against each other."""
     config = read_json(folder / "config.json")
-    _refuse_foreign(folder, config)
     try:
         heads, groups = int(config["num_attention_heads"]), int(config["num_attention_groups"])
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{folder / 'config.json'} does not say how many heads: {error}") from None
-    state: dict[str, torch.Tensor] = dict(read_tensors(folder))
     told = {name: config[name] for name in _TOLD & config.keys()}
     model = backbone_from_state(state, heads=heads, groups=groups, ignore=ignore, **told)
     for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"):
@@ -98,8 +112,9 @@ def load_backbone(folder: str | Path, *, ignore: Collection[str] = ()) -> Step1F
     return model
 
 
-def _refuse_foreign(folder: Path, config: Any) -> None:
+def _refuse_foreign(folder: Path) -> None:
     """Name a folder that is of another family."""
+    config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise UsageError(f"{folder / 'config.json'} holds no settings of a model")
     kind, classes = config.get("model_type"), set(config.get("architectures") or ())

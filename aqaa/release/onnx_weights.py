@@ -105,11 +105,11 @@ def _role(node: _Node, name: str, weight: Tensor) -> str | None:
 
 def _graph(data: memoryview) -> tuple[list[_Node], dict[str, Tensor]]:
     """Nodes in order, and the floating-point tensors by name."""
-    graphs = [value for number, value in _fields(data) if number == _MODEL_GRAPH]
+    graphs = [value for number, value in fields(data) if number == _MODEL_GRAPH]
     if len(graphs) != 1:
         raise UsageError("the file holds no ONNX graph")
     nodes, tensors = [], {}
-    for number, value in _fields(graphs[0]):
+    for number, value in fields(graphs[0]):
         if number == _GRAPH_NODE:
             nodes.append(_node(value))
         elif number == _GRAPH_INITIALIZER:
@@ -121,7 +121,7 @@ def _graph(data: memoryview) -> tuple[list[_Node], dict[str, Tensor]]:
 
 def _node(data: memoryview) -> _Node:
     node = _Node()
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if number == _NODE_INPUT:
             node.inputs.append(_text(value))
         elif number == _NODE_NAME:
@@ -129,7 +129,7 @@ def _node(data: memoryview) -> _Node:
         elif number == _NODE_KIND:
             node.kind = _text(value)
         elif number == _NODE_ATTRIBUTE:
-            parts = list(_fields(value))
+            parts = list(fields(value))
             if any(n == _ATTRIBUTE_NAME and _text(v) == "strides" for n, v in parts):
                 node.strides = [i for n, v in parts if n == _ATTRIBUTE_INTEGERS for i in _whole(v)]
     return node
@@ -139,7 +139,7 @@ def _tensor(data: memoryview) -> tuple[str, Tensor | None]:
     """Name and value of an initializer; None for whole numbers."""
     sizes: list[int] = []
     name, kind, content = "", 0, np.zeros(0, dtype=np.float32)
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if number == _TENSOR_SIZES:
             sizes += _whole(value)
         elif number == _TENSOR_TYPE:
@@ -171,7 +171,7 @@ def _whole(value: Any) -> list[int]:
     return numbers
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, Any]]:
+def fields(data: memoryview) -> Iterator[tuple[int, Any]]:
     """(number, value) of every field of a message: an int, or the bytes of it."""
     at = 0
     while at < len(data):

@@ -17,7 +17,7 @@ from aqaa.errors import UsageError
 from aqaa.release.onnx_weights import read_semantic_onnx
 from aqaa.release.strict import State, count, fill, read_state, shape_of
 from aqaa.storage import load_tensors, read_json
-from aqaa.tokenizer.dual import DualTokenizer
+from aqaa.tokenizer.dual import Book, DualTokenizer, load_book
 from aqaa.tokenizer.released import LinguisticTokenizer, SemanticTokenizer
 from aqaa.tokenizer.sanm import SanmEncoder
 from aqaa.tokenizer.whisper import SemanticEncoder
@@ -102,6 +102,17 @@ def load_tokenizer(folder: str | Path, *, ignore: Iterable[str] = ()) -> DualTok
         raise UsageError(f"{folder} is not a folder: give the released tokenizer's")
     _refuse_foreign(folder)
     return DualTokenizer(_linguistic(folder, tuple(ignore)), _semantic(folder))
+
+
+def load_one(folder: str | Path, book: str) -> Book:
+    """One book, of a released folder or of a folder that a training of ours has written."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder: give a tokenizer's")
+    if (folder / "model.safetensors").is_file():
+        return load_book(folder)
+    _refuse_foreign(folder)
+    return _linguistic(folder, ()) if book == "linguistic" else _semantic(folder)
 
 
 def _linguistic(folder: Path, ignore: tuple[str, ...]) -> LinguisticTokenizer:

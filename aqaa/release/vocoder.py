@@ -202,8 +202,11 @@ def save_vocoder(vocoder: TokenVocoder, folder: str | Path, *, like: str | Path)
         like: the folder it was loaded from, whose cosyvoice.yaml tells others how to build it.
 
     Raises:
-        UsageError: that file says other numbers than the vocoder has, or nothing can be written.
+        UsageError: that file says other numbers than the vocoder has, the head is no HiFT, or
+            nothing can be written.
     """
+    if not isinstance(vocoder.head, Hift):
+        raise UsageError(f"a {type(vocoder.head).__name__} has no released format: it needs a Hift")
     origin = Path(like) / "cosyvoice.yaml"
     numbers, flow = VocoderNumbers.read(origin), vocoder.flow
     said = (numbers.encoder_heads, numbers.unet_heads, numbers.token_rate_hz)

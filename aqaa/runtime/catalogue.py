@@ -113,9 +113,12 @@ def misfit(
             return f"it chooses {name}, a group that {verb} lacks"
         chosen[name] = choice
     known = keys(verb, chosen | dict(choices or {}), conf)
-    open_ends = tuple(f"{key.name}." for key in known.values() if key.value == "{}")
+    # An empty mapping of the root is room left for presets to fill; keys beside a target that the
+    # preset names are checked against that target, when it is bound.
+    rooms = [key.name for key in known.values() if key.value == "{}"]
+    rooms += retargeted(group, option, conf)
+    open_ends = tuple(f"{name}." for name in rooms)
     for name in leaves(group, option, conf):
-        # An empty mapping of the root is room left for presets to fill.
         if name not in known and not name.startswith(open_ends) and not _is_branch(name, known):
             return f"it sets {name}, which {verb} lacks"
     return None
@@ -124,6 +127,18 @@ def misfit(
 def leaves(group: str, option: str, conf: Path | None = None) -> dict[str, Key]:
     """All leaves that a preset (or debug) option sets."""
     return _option_leaves(conf or conf_dir(), group, option, "")
+
+
+def retargeted(group: str, option: str, conf: Path | None = None) -> list[str]:
+    """Top branches whose ``_target_`` a preset names itself."""
+    document = _document((conf or conf_dir()) / group / f"{option}.yaml")
+    pairs = document.value if isinstance(document, yaml.MappingNode) else []
+    return [
+        key.value
+        for key, value in pairs
+        if isinstance(value, yaml.MappingNode)
+        and any(inner.value == "_target_" for inner, _ in value.value)
+    ]
 
 
 def overridden(group: str, option: str, conf: Path | None = None) -> dict[str, str | None]:

@@ -18,6 +18,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +118,20 @@ class StateFiles(CheckpointIO):
             seal(temporary, path, [f"{found[name]}  {name}" for name in sorted(found)])
             self._retain(path)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            self._undo(temporary)
             raise
+
+    @staticmethod
+    def _undo(temporary: Path) -> None:
+        """Free the disk; a rank other than the first leaves a mark, and the folder to the first."""
+        if rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            return
+        shard = temporary / shard_name(rank())
+        with suppress(OSError):
+            for path in (shard, shard.with_name(f".{shard.name}")):
+                path.unlink(missing_ok=True)
+            shard.with_suffix(".failed").touch()
 
     def _retain(self, latest: Path) -> None:
         for old in saved_states(latest.parent)[self._keep :]:

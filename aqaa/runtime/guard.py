@@ -9,6 +9,8 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,12 @@ from torch.nn.utils import get_total_norm
 
 from aqaa.errors import NotANumber, UsageError
 from aqaa.runtime.dumps import Trouble, place, write_dump
+from aqaa.runtime.last_resort import LastResort
+from aqaa.runtime.launch import rank_told
 from aqaa.runtime.strategy import gradient_norm
 
 HANG = 70  # exit code of a rank that the watchdog ended; sysexits' "internal error"
-_SEVERAL_S = 1800.0
+_SEVERAL_S, _OUTSIDE_S = 1800.0, 3600.0
 
 
 class StopOnNonFinite(pl.Callback):
@@ -102,47 +106,86 @@ class Watchdog(pl.Callback):
     Args:
         run: the run folder, which gets the numbers of the batches.
         after_s: seconds without progress; None: half an hour with several ranks, never with one.
+        outside_s: seconds for all of what :meth:`outside` is told of; None: an hour, or never.
     """
 
-    def __init__(self, *, run: Path, after_s: float | None) -> None:
-        if after_s is not None and after_s <= 0:
-            raise UsageError(f"run.hang_after_s={after_s}: give seconds, or null")
+    def __init__(self, *, run: Path, after_s: float | None, outside_s: float | None = None) -> None:
+        for name, value in (("hang_after_s", after_s), ("hang_outside_s", outside_s)):
+            if value is not None and value <= 0:
+                raise UsageError(f"run.{name}={value}: give seconds, or null")
         self._run = run
         self._after_s = after_s
+        self._outside_s = outside_s
         self._place: Trouble | None = None
+        self._doing = ""
+        self._limit_s = 0.0
         self._beat_at = 0.0
-        self._over = threading.Event()
+        self._over: threading.Event | None = None
+
+    @contextmanager
+    def outside(self, doing: str, *, several: bool) -> Iterator[None]:
+        """Watch what goes on around the steps, such as ``loading`` or ``exporting``, as a whole.
+
+        Args:
+            doing: its name.
+            several: whether there are other ranks that may keep this one waiting.
+        """
+        self._doing, self._place = doing, None
+        self._watch_for(self._outside_s or (_OUTSIDE_S if several else None))
+        try:
+            yield
+        finally:
+            self._stop()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to watch."""
-        if self._after_s is None and trainer.world_size > 1:
-            self._after_s = _SEVERAL_S
-        if self._after_s is None:
-            return
+        """Begin to watch steps."""
         self._place = place(trainer, 0)
-        self._beat_at = time.monotonic()
-        self._over.clear()
-        threading.Thread(target=self._watch, args=(self._after_s,), daemon=True).start()
+        self._watch_for(self._after_s or (_SEVERAL_S if trainer.world_size > 1 else None))
 
-    def _watch(self, after_s: float) -> None:
-        while not self._over.wait(min(1.0, after_s / 4)):
-            if time.monotonic() - self._beat_at > after_s:
-                self._end(after_s)
-            # Where C code keeps this thread from running too, faulthandler's own ends the process.
-            faulthandler.dump_traceback_later(3 * after_s + 5, exit=True)
+    def _watch_for(self, limit_s: float | None) -> None:
+        """Watch with this limit from now on; None: do not."""
+        self._stop()
+        if limit_s is None:
+            return
+        self._limit_s, self._beat_at = limit_s, time.monotonic()
+        self._over, last = threading.Event(), LastResort(code=HANG)
+        self._put_off(last)  # the thread may never get to run
+        threading.Thread(target=self._watch, args=(self._over, last), daemon=True).start()
 
-    def _end(self, after_s: float) -> None:
-        assert self._place is not None
-        found = replace(self._place, why=f"nothing moved for {after_s:g} s")
-        print(
-            f"aqaa: rank {found.rank} of {found.ranks} hangs at step {found.step} in batch "
-            f"{_listed(found.batches)}: {found.why}; the stacks of its threads:",
-            file=sys.stderr,
-            flush=True,
-        )
+    def _stop(self) -> None:
+        if self._over is not None:
+            self._over.set()
+            self._over = None
+
+    def _watch(self, over: threading.Event, last: LastResort) -> None:
+        while not over.wait(min(1.0, self._limit_s / 4)):
+            if time.monotonic() - self._beat_at > self._limit_s:
+                self._end()
+            self._put_off(last)
+        last.cancel()
+
+    def _put_off(self, last: LastResort) -> None:
+        """Where C code keeps the watching thread from running too, the last resort acts."""
+        why = "C code kept Python from running"
+        last.put_off(3 * self._limit_s + 5, f"{self._found(why)[0]}: {why}")
+
+    def _found(self, why: str) -> tuple[str, Trouble | None]:
+        """Who hangs and where, in words and as a dump has it."""
+        if self._place is None:
+            return f"rank {rank_told()} hangs while {self._doing}", None
+        found = replace(self._place, why=why)
+        where = f"at step {found.step} in batch {_listed(found.batches)}"
+        return f"rank {found.rank} of {found.ranks} hangs {where}", found
+
+    def _end(self) -> None:
+        why = f"nothing moved for {self._limit_s:g} s"
+        where, found = self._found(why)
+        told = f"aqaa: {where}: {why}; the stacks of its threads:"
+        print(told, file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
         try:
-            write_dump(self._run, found, [])  # a GPU that hangs is not asked for tensors
+            if found is not None:
+                write_dump(self._run, found, [])  # a GPU that hangs is not asked for tensors
         finally:
             os._exit(HANG)
 
@@ -171,9 +214,7 @@ class Watchdog(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Watch no more."""
-        if self._after_s is not None:
-            self._over.set()
-            faulthandler.cancel_dump_traceback_later()
+        self._stop()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException

@@ -21,7 +21,7 @@ FINGERPRINT = "fingerprint.json"
 # Settings that say where and how often, not what: they may differ between a run and its resume.
 _PLACE = (
     *("root", "name", "out", "loader_workers", "save_every_s", "keep_states", "hang_after_s"),
-    "overwrite",
+    *("hang_outside_s", "overwrite"),
 )
 # Of the trainer: how many processes and of what kind, and what each of them counts for itself.
 _RANKS = ("accelerator", "devices", "num_nodes", "strategy")
@@ -101,7 +101,11 @@ def _check_parents(cfg: DictConfig) -> None:
             raise UsageError(
                 f"parents.{name}={path} does not exist: run the stage that makes it first"
             )
-    for key in ("stage.model", "data.corpus", "data.tokens", "data.pairs"):
+    if cfg.parents.get("start_from") and "start_from" not in cfg.stage:
+        raise UsageError(
+            f"parents.start_from={cfg.parents.start_from}: this preset's stage begins from chance"
+        )
+    for key in ("stage.model", "stage.start_from", "data.corpus", "data.tokens", "data.pairs"):
         section, name = key.split(".")
         if name in cfg[section] and cfg[section][name] != cfg.parents.get(name):
             raise UsageError(
@@ -201,7 +205,7 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
     import lightning.pytorch as pl
     import torch
     from hydra.utils import instantiate
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from aqaa.backbone.loading import shape_of
     from aqaa.data.module import DataModule
@@ -229,13 +233,10 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
     files = StateFiles(keep=cfg.run.keep_states)
     saver = SaveState(files=files, folder=states, every_s=cfg.run.save_every_s)
     more = [instantiate(cfg.log.logger)] if cfg.log.get("logger") else []
-    callbacks = [
-        saver,
-        ShowProgress(name=cfg.run.name),
-        StopOnNonFinite(run=out),
-        Watchdog(run=out, after_s=cfg.run.hang_after_s),
-        NoteStarts(run=out),
-    ]
+    limits_s = {"after_s": cfg.run.hang_after_s, "outside_s": cfg.run.hang_outside_s}
+    watchdog = Watchdog(run=out, **limits_s)
+    guards = [StopOnNonFinite(run=out), watchdog]
+    callbacks = [saver, ShowProgress(name=cfg.run.name), *guards, NoteStarts(run=out)]
     try:
         trainer = instantiate(cfg.trainer)(
             logger=[MetricsFile(folder=out), *more], callbacks=callbacks, plugins=[files]
@@ -248,16 +249,21 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
             f"devices={cfg.trainer.devices} precision={cfg.trainer.precision}: {reason}"
         ) from error
     begun = launch.decided(lambda: bool(saved_states(states)), looks=True)
+    several = trainer.num_devices * trainer.num_nodes > 1
     try:
-        trainer.fit(stage, data, ckpt_path=states if begun else None)
+        with watchdog.outside("loading", several=several):
+            trainer.fit(stage, data, ckpt_path=states if begun else None)
     except StopRequested as stop:
         raise _stop(stop.number) from None
+    except MisconfigurationException as error:
+        raise UsageError(f"this trainer cannot run this stage: {error}") from None
     except SystemExit:  # Lightning turns Ctrl-C into an exit
         raise KeyboardInterrupt from None
     except Exception:
         end_others(trainer.strategy)  # they wait for this rank in vain
         raise
-    stage.export(out / lineage.MODEL, gather_of(trainer.strategy))
+    with watchdog.outside("exporting", several=several):
+        stage.export(out / lineage.MODEL, gather_of(trainer.strategy))
     # What the optimizer trained: a running average is a copy, not a parameter.
     parameters = sum(shape_of(p).numel() for p in stage.parameters() if p.requires_grad)
     return _Fitted(saver.seconds, trainer.global_step, parameters, saver.asked)

@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
+from aqaa.errors import UsageError
 from aqaa.runtime.agreement import largest
 from aqaa.runtime.checkpoint import StateFiles
 from aqaa.runtime.log import MetricsFile
@@ -21,8 +22,7 @@ from aqaa.runtime.strategy import ShardedStrategy
 
 # Ctrl-C, what SLURM sends before the time is up, and what it and most others send to end a job.
 _ASKS = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
-
-
+_CANNOT_WRITE = 1000  # above every signal's number
 _REST_BYTES = 1 << 20  # of a state beside weights and moments: generators, buffers, counts
 
 
@@ -125,19 +125,18 @@ class SaveState(pl.Callback):
             return
         # Lightning guesses this count after a resume, wrongly; figures are logged under it.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
-        self._files.writer.check()
         if self._memory_due and trainer.optimizers[0].state:  # moments are there after a step
             self._memory_due = False
             self._reserve(trainer, pl_module)
         due = time.monotonic() - self._saved_at > self._every_s
-        if not largest(self.asked or int(due)):
+        if not self._agreed(self.asked or int(due)):
             return
         self.asked = largest(self.asked)  # a signal reaches ranks at different steps
         if trainer.global_step != self._saved_step:
+            self._agreed(wait=True)  # the copies of the save before are free
             self._save(trainer)
         if self.asked:
-            self._files.writer.wait()
-            largest(0)  # no rank leaves before rank 0 has sealed what all have written
+            self._agreed(wait=True)  # no rank leaves before rank 0 has sealed what all have written
             raise StopRequested(self.asked)
 
     def _reserve(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -153,6 +152,23 @@ class SaveState(pl.Callback):
             pinned=strategy.root_device.type == "cuda",
         )  # fmt: skip
 
+    def _agreed(self, value: int = 0, *, wait: bool = False) -> int:
+        """The largest value of all ranks, which also learn here that one of them cannot write.
+
+        Args:
+            value: what this rank says.
+            wait: until what is being written is on the disk.
+        """
+        problem = self._files.writer.problem(wait=wait)
+        found = largest(value if problem is None else _CANNOT_WRITE)
+        if found != _CANNOT_WRITE:
+            return found
+        self._files.writer.give_up()
+        raise problem or UsageError(
+            f"another rank cannot write its share of a state in {self._folder} and says why; the "
+            f"same command goes on from the state saved before"
+        )
+
     def _save(self, trainer: pl.Trainer) -> None:
         for logger in trainer.loggers:
             if isinstance(logger, MetricsFile):
@@ -163,7 +179,7 @@ class SaveState(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """See the last save to its end."""
-        self._files.writer.wait()
+        self._agreed(wait=True)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the signals back; let a save that has begun come to its end."""

@@ -168,6 +168,8 @@ def restore(
 ) -> None:
     """Fill masters, moments and the parameters computed with; every rank reads only its share.
 
+    No parameter is gathered yet, small ones that stay whole either: the first pass does that.
+
     Raises:
         UsageError: the saved parameters are not those of this run.
     """
@@ -182,9 +184,6 @@ def restore(
         group.update({key: value for key, value in saved.items() if key != "names"})
     if not stage_3:
         zero.update_lp_params()  # whole on every rank, each from the masters of the one that has it
-    elif small := zero.persistent_parameters:  # kept whole on every rank
-        small[0].partition(small, has_been_updated=False)
-        small[0].all_gather(small)
 
 
 def _check_shapes(named: Mapping[str, nn.Parameter], saved: dict[str, list[int]]) -> None:

@@ -36,6 +36,12 @@ _TABLE = (
         positional="manifest",
     ),
     Verb(
+        "data convert",
+        "convert speech data of other tools into aqaa-jsonl, and back",
+        "aqaa data convert LibriSpeech/dev-clean reads=librispeech out=runs/speech",
+        positional="source",
+    ),
+    Verb(
         "data tokenize",
         "turn a corpus into stored audio tokens with a trained pair of tokenizers",
         "aqaa data tokenize runs/corpus out=runs/tokens",
@@ -53,9 +59,22 @@ _TABLE = (
         positional="out",
     ),
     Verb(
+        "import",
+        "bring a released backbone, tokenizer or vocoder into a run folder to start from",
+        "aqaa import from=Step-Audio-Tokenizer out=runs/released_tokenizer",
+        positional="folder",
+        alias="from",
+    ),
+    Verb(
         "tokenizer",
         "train one of the two speech tokenizers",
         "aqaa tokenizer preset=walkthrough/tokenizer_linguistic",
+    ),
+    Verb(
+        "report",
+        "measure what two tokenizers' codes know: language in one column, voice in the other",
+        "aqaa report linguistic=runs/linguistic_base/model semantic=runs/semantic_base/model",
+        positional="out",
     ),
     Verb(
         "pretrain",

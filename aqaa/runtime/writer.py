@@ -1,6 +1,7 @@
 """One thread that writes what a step has left behind, while the next steps go on."""
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,7 @@ class Writer:
         self._pool: ThreadPoolExecutor | None = None
         self._running: Future[None] | None = None
         self._path = Path()
+        self._given_up = threading.Event()
 
     def begin(self, path: Path, write: Callable[[], None]) -> None:
         """Start ``write``, which makes ``path``; what was started before is over by then."""
@@ -28,10 +30,18 @@ class Writer:
         self._path = path
         self._running = self._pool.submit(write)
 
-    def check(self) -> None:
-        """Raise the error of the thread, if it has met one; does not wait."""
-        if self._running is not None and self._running.done():
-            self.wait()
+    def problem(self, *, wait: bool) -> UsageError | None:
+        """What :meth:`wait` raises, if there is anything by now, or, with ``wait``, at last."""
+        try:
+            if self._running is not None and (wait or self._running.done()):
+                self.wait()
+        except UsageError as error:
+            return error
+        return None
+
+    def give_up(self) -> None:
+        """Wait for no other rank's lines any more."""
+        self._given_up.set()
 
     def wait(self) -> None:
         """Wait until what was started is on the disk.
@@ -59,15 +69,17 @@ class Writer:
             self._pool.shutdown()
         self._pool = self._running = None
 
-    @staticmethod
-    def await_told(folder: Path, count: int) -> list[Any]:
+    def await_told(self, folder: Path, count: int) -> list[Any]:
         """What ``count`` ranks told of their shards in a folder all write to; it is then removed.
 
         Raises:
-            OSError: a rank did not come in half an hour.
+            OSError: a rank has left a mark that it cannot write, or did not come in half an hour.
         """
         until = time.monotonic() + _PATIENCE_S
         while len(found := sorted(folder.glob("shard_*.json"))) < count:
+            failed = sorted(path.stem for path in folder.glob("shard_*.failed"))
+            if failed or self._given_up.is_set():
+                raise OSError(f"{failed[0] if failed else 'a shard'} was not written by its rank")
             if time.monotonic() > until:
                 raise TimeoutError(f"only {len(found)} of {count} ranks have written their shard")
             time.sleep(0.02)

@@ -19,7 +19,7 @@ from aqaa.losses.spectral import multi_resolution
 from aqaa.stages.average import RunningAverage
 from aqaa.stages.optimizer import OptimizerSettings
 from aqaa.storage import Gather, atomic_folder, in_place
-from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer
+from aqaa.tokenizer.dual import load_book
 from aqaa.vocoder.flow import FlowVocoder, pack
 from aqaa.vocoder.waveform import WaveformHead
 
@@ -62,7 +62,7 @@ class Flow(pl.LightningModule):
             folder = self.trainer.datamodule.source.store.tokenizer  # type: ignore[attr-defined]
             width = self.flow.settings["code_width"]
             vectors = [
-                spread(SpeechTokenizer.load(folder / book).codebook.vectors, width, seed=i)
+                spread(load_book(folder / book).codebook.vectors, width, seed=i)
                 for i, book in enumerate(("linguistic", "semantic"))
             ]
             self.flow.conditioning.start_from(*vectors)

@@ -9,10 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from aqaa.errors import UsageError
+from aqaa.ranks import total
 
 _SEARCH_ROWS = 512  # vectors a search holds distances for at once: they stay in the cache
 _DEVICE_SEARCH_ROWS = 8192  # on a device one large product is faster than many small ones
 _FADED_COUNT = 1e-5
+_START_ROWS = 32  # vectors a code that k-means++ looks at
+# One vector's evidence at a decay of 0.97 has fallen to this after a hundred steps without another.
+DEAD_COUNT = 1e-3
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,9 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def update(self, z: Tensor, codes: Tensor) -> None:
-        """Move the averages towards (N, D) assigned to (N,)."""
-        counts = torch.bincount(codes, minlength=len(self.counts)).to(z.dtype)
-        sums = torch.zeros_like(self.sums).index_add_(0, codes, z)
+        """Move the averages towards (N, D) assigned to (N,), those of all ranks together."""
+        counts = total(torch.bincount(codes, minlength=len(self.counts)).to(z.dtype))
+        sums = total(torch.zeros_like(self.sums).index_add_(0, codes, z))
         self.counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)
         self.sums.mul_(self.decay).add_(sums, alpha=1 - self.decay)
         # Long unused, both averages fade to nothing: such a code stays where it was last.
@@ -73,6 +77,20 @@ class Codebook(nn.Module):
             torch.div(self.sums, self.counts[:, None], out=self.vectors)
         else:
             self.vectors[used] = self.sums[used] / self.counts[used, None]
+
+    @torch.no_grad()
+    def restart(self, z: Tensor, *, generator: torch.Generator) -> int:
+        """Put codes that no vector chose for long where vectors (N, D) are; how many there were.
+
+        Each begins with the evidence of one vector.
+        """
+        dead = (self.counts < DEAD_COUNT).nonzero()[:, 0]
+        if len(dead) and len(z):
+            picked = torch.randint(len(z), (len(dead),), generator=generator).to(z.device)
+            self.vectors[dead] = z[picked].to(self.vectors.dtype)
+            self.counts[dead] = 1 - self.decay
+            self.sums[dead] = self.vectors[dead] * (1 - self.decay)
+        return len(dead)
 
     @torch.no_grad()
     def hold(self, vectors: Tensor) -> None:
@@ -130,9 +148,9 @@ def mini_batch_kmeans(
 ) -> Tensor:
     """Cluster centres (codes, D) of (N, D) by k-means over mini-batches (Sculley 2010).
 
-    Starts by k-means++ and moves each centre by the mean of all it was given so far; a centre that
-    an epoch gave nothing begins again at a vector far from its own. The same seed gives the same
-    centres.
+    Starts by k-means++, on at most 32 vectors a code, and moves each centre by the mean of all it
+    was given so far; a centre that an epoch gave nothing begins again at a vector far from its own.
+    The same seed gives the same centres.
 
     Raises:
         UsageError: fewer vectors than codes, or vectors that are no numbers.
@@ -142,7 +160,11 @@ def mini_batch_kmeans(
     if not bool(vectors.isfinite().all()):
         raise UsageError("the vectors to cluster hold NaN or infinite numbers")
     generator = torch.Generator().manual_seed(seed)
-    centres = plus_plus(vectors, codes=codes, generator=generator)
+    first = vectors
+    if len(vectors) > _START_ROWS * codes:  # as many tell where the first centres may lie
+        rows = torch.randperm(len(vectors), generator=generator)[: _START_ROWS * codes]
+        first = vectors[rows.to(vectors.device)]
+    centres = plus_plus(first, codes=codes, generator=generator)
     given = vectors.new_zeros(codes)
     for epoch in range(epochs):
         before = given.clone()

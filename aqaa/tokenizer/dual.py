@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aqaa.audio.mel import pad_mels
 from aqaa.errors import UsageError
-from aqaa.signals import LINGUISTIC_PER_GROUP, SEMANTIC_PER_GROUP, CodePair
+from aqaa.signals import PER_GROUP, Books, CodePair
 from aqaa.storage import read_json
 from aqaa.tokenizer.codebook import Codebook
 from aqaa.tokenizer.released import CodeStream, LinguisticTokenizer, SemanticTokenizer
@@ -44,6 +44,14 @@ class Book(Protocol):
         """Set it to evaluation."""
         ...
 
+    def to(self, device: torch.device) -> Any:
+        """Move it to a device."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Its tensors by name."""
+        ...
+
 
 class DualTokenizer:
     """The linguistic and the semantic tokenizer of one model."""
@@ -66,6 +74,12 @@ class DualTokenizer:
         level: float = self.linguistic.peak
         return level
 
+    def to(self, device: torch.device) -> "DualTokenizer":
+        """Move both to a device."""
+        for book in (self.linguistic, self.semantic):
+            book.to(device)
+        return self
+
     @classmethod
     def load(cls, folder: str | Path) -> "DualTokenizer":
         """Read ``folder/linguistic`` and ``folder/semantic``, of whichever kind they are."""
@@ -77,25 +91,26 @@ class DualTokenizer:
         self.linguistic.save(Path(folder) / "linguistic", dtype=dtype)
         self.semantic.save(Path(folder) / "semantic", dtype=dtype)
 
-    def encode(self, samples: Tensor) -> CodePair:
+    def encode(self, samples: Tensor, *, books: Books = "both") -> CodePair:
         """Codes of one mono clip (T,) at 16 kHz, as :func:`aqaa.audio.file.prepare` leaves it.
 
-        Those of a rest that fills no whole group may be among them.
+        Those of a rest that fills no whole group may be among them; a book that is not asked for
+        stays empty.
 
         Raises:
             UsageError: not one clip, NaN or Inf, or a length that these tokenizers cannot hear.
         """
         check_samples(samples)
-        return CodePair(
-            self.linguistic.encode_sound(samples), self.semantic.encode_sound(samples)
-        )
+        pair = zip((self.linguistic, self.semantic), PER_GROUP[books], strict=True)
+        return CodePair(*(book.encode_sound(samples) if per else [] for book, per in pair))
 
-    def stream(self) -> "DualStream":
-        """Begin a clip whose sound comes bit by bit."""
-        streams = [getattr(book, "stream", None) for book in (self.linguistic, self.semantic)]
-        if None in streams:
+    def stream(self, *, books: Books = "both") -> "DualStream":
+        """Begin a clip whose sound comes bit by bit; a book that is not asked for is not heard."""
+        begin = [getattr(book, "stream", None) for book in (self.linguistic, self.semantic)]
+        if None in begin:
             raise UsageError("these tokenizers hear whole clips only: gather the sound first")
-        return DualStream(*(begin() for begin in streams if begin is not None))
+        asked = zip(begin, PER_GROUP[books], strict=True)
+        return DualStream(*(b() if b and per else _Deaf() for b, per in asked), books=books)
 
     def encode_mels(
         self, mels: list[Tensor], *, books: tuple[str, ...] = ("linguistic", "semantic")
@@ -118,15 +133,28 @@ class DualTokenizer:
         return [CodePair(*pair) for pair in pairs]
 
 
-class DualStream:
-    """A clip on its way through both books: whole groups come out as soon as both know them."""
+class _Deaf:
+    """The stream of a book that is not asked for."""
 
-    def __init__(self, linguistic: CodeStream, semantic: CodeStream) -> None:
+    def push(self, samples: Tensor) -> list[int]:
+        return []
+
+    def finish(self) -> list[int]:
+        return []
+
+
+class DualStream:
+    """A clip on its way through the books: whole groups come out as soon as all know them."""
+
+    def __init__(
+        self, linguistic: CodeStream, semantic: CodeStream, *, books: Books = "both"
+    ) -> None:
         self._streams = (linguistic, semantic)
+        self._books: Books = books
         self._owed = CodePair([], [])
 
     def push(self, samples: Tensor) -> CodePair:
-        """Take the next samples (T,); the groups that are now certain in both books.
+        """Take the next samples (T,); the groups that are now certain in all books.
 
         Raises:
             UsageError: not one clip, NaN or Inf; the stream stands where it stood.
@@ -140,7 +168,8 @@ class DualStream:
 
     def _groups(self, linguistic: list[int], semantic: list[int]) -> CodePair:
         owed = CodePair(self._owed.linguistic + linguistic, self._owed.semantic + semantic)
-        two, three = owed.groups * LINGUISTIC_PER_GROUP, owed.groups * SEMANTIC_PER_GROUP
+        groups = owed.groups_of(self._books)
+        two, three = (groups * per for per in PER_GROUP[self._books])
         self._owed = CodePair(owed.linguistic[two:], owed.semantic[three:])
         return CodePair(owed.linguistic[:two], owed.semantic[:three])
 

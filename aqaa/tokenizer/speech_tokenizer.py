@@ -6,7 +6,7 @@ encoders (Paraformer, Whisper-style) are larger relatives of this one.
 Letters: B clips, T samples, F mel frames, N codes, S CTC steps, P labels with blank.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -31,7 +31,7 @@ class TokenizerOutput:
 
     ``log_probs`` (B, S, P), ``steps`` (B,), ``mel`` (B, 80, F) or None, ``z`` and ``quantised``
     (B, N, D; the book's vectors before a training step moves them), ``codes`` (B, N) or None
-    before the book is active, ``mask`` (B, N).
+    before the book is active, ``mask`` (B, N), ``extra`` further loss terms and ``weights`` theirs.
     """
 
     log_probs: Tensor
@@ -41,6 +41,8 @@ class TokenizerOutput:
     quantised: Tensor
     codes: Tensor | None
     mask: Tensor
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
 
 
 class SpeechTokenizer(nn.Module):
@@ -122,6 +124,12 @@ class SpeechTokenizer(nn.Module):
             mel_out = rebuilt.transpose(1, 2) * _SPREAD + _CENTRE
         steps = code_mask.sum(1) * self.ctc_steps
         return TokenizerOutput(logits.log_softmax(-1), steps, mel_out, z, chosen, codes, code_mask)
+
+    @torch.no_grad()
+    def vectors(self, mel: Tensor, mask: Tensor) -> Tensor:
+        """What the codebook is to name (n, D) in a log-mel (B, 80, F) and its (B, F) mask."""
+        z, code_mask = self.encoder(self.normalise(mel, mask), mask)
+        return z[code_mask.bool()]
 
     @torch.no_grad()
     def encode(self, mel: Tensor, mask: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 Every level has one ResNet and some transformer blocks; all but the last halve the frames on the
 way down and double them on the way up. A mask of None says that all frames are real, which spares
-the masked norms and attention. Letters: B clips, C channels, F mel frames, E time width.
+the masked norms and attention. Inside, frames come before channels (aqaa.vocoder.frames_first).
+Letters: B clips, C channels, F mel frames, E time width.
 """
 
 import math
@@ -12,18 +13,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from aqaa.layers import MaskedGroupNorm
+from aqaa.vocoder.frames_first import (
+    Convolution,
+    Gelu,
+    GroupNorm,
+    attend,
+    lay_out,
+    masked,
+    mish,
+)
 
 GROUPS = 8
 EXPANSION = 4
 TIME_SCALE = 1000.0
-
-
-def masked(x: Tensor, mask: Tensor | None) -> Tensor:
-    """``x`` with zeros where the mask has them."""
-    return x if mask is None else x * mask
 
 
 def embed_time(time: Tensor, width: int) -> Tensor:
@@ -39,13 +42,13 @@ class ConvBlock(nn.Module):
 
     def __init__(self, *, channels_in: int, channels: int) -> None:
         super().__init__()
-        convolution = nn.Conv1d(channels_in, channels, 3, padding=1)
-        self.block = nn.ModuleList([convolution, MaskedGroupNorm(GROUPS, channels)])
+        convolution = Convolution(channels_in, channels, 3, padding=1)
+        self.block = nn.ModuleList([convolution, GroupNorm(GROUPS, channels)])
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, Cin, F), mask (B, 1, F) or None -> (B, C, F)."""
+        """(B, F, Cin), mask (B, F, 1) or None -> (B, F, C)."""
         convolution, norm = self.block
-        return F.mish(norm(convolution(masked(x, mask)), mask))
+        return mish(norm(convolution(masked(x, mask)), mask))
 
 
 class ResNet(nn.Module):
@@ -56,12 +59,12 @@ class ResNet(nn.Module):
         self.mlp = nn.Sequential(nn.Mish(), nn.Linear(time_width, channels))
         self.block1 = ConvBlock(channels_in=channels_in, channels=channels)
         self.block2 = ConvBlock(channels_in=channels, channels=channels)
-        self.res_conv = nn.Conv1d(channels_in, channels, 1)
+        self.res_conv = Convolution(channels_in, channels, 1)
 
     def forward(self, x: Tensor, time: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, Cin, F), time (B, E), mask (B, 1, F) or None -> (B, C, F)."""
-        h = self.block1(x, mask) + self.mlp(time)[..., None]
-        out: Tensor = self.block2(h, mask) + self.res_conv(x)
+        """(B, F, Cin), time (B, E) or (1, E), mask (B, F, 1) or None -> (B, F, C)."""
+        h = self.block1(x, mask) + self.mlp(time)[:, None]
+        out: Tensor = self.res_conv(x).add_(self.block2(h, mask))
         return out
 
 
@@ -78,14 +81,9 @@ class SelfAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(inner, channels))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, F, C), mask (B, 1, F) or None -> (B, F, C)."""
-        q, k, v = (
-            layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for layer in (self.to_q, self.to_k, self.to_v)
-        )
-        real = None if mask is None else mask[:, None].bool()
-        heard = F.scaled_dot_product_attention(q, k, v, attn_mask=real)
-        out: Tensor = self.to_out(heard.transpose(1, 2).flatten(2))
+        """(B, F, C), mask (B, F, 1) or None -> (B, F, C)."""
+        q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
+        out: Tensor = self.to_out(attend(q, k, v, heads=self.heads, mask=mask))
         return out
 
 
@@ -98,14 +96,14 @@ class TransformerBlock(nn.Module):
         self.attn1 = SelfAttention(channels=channels, heads=heads, head_width=head_width)
         self.norm3 = nn.LayerNorm(channels)
         inner = EXPANSION * channels
-        widen = nn.Sequential(OrderedDict(proj=nn.Linear(channels, inner), act=nn.GELU()))
+        widen = nn.Sequential(OrderedDict(proj=nn.Linear(channels, inner), act=Gelu()))
         net = nn.Sequential(widen, nn.Identity(), nn.Linear(inner, channels))
         self.ff = nn.Sequential(OrderedDict(net=net))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, F, C), mask (B, 1, F) or None -> (B, F, C)."""
-        x = x + self.attn1(self.norm1(x), mask)
-        out: Tensor = x + self.ff(self.norm3(x))
+        """(B, F, C), mask (B, F, 1) or None -> (B, F, C)."""
+        x = self.attn1(self.norm1(x), mask).add_(x)
+        out: Tensor = self.ff(self.norm3(x)).add_(x)
         return out
 
 
@@ -160,54 +158,71 @@ class Estimator(nn.Module):
             for i, (before, after) in enumerate(up)
         )
         self.final_block = ConvBlock(channels_in=first, channels=first)
-        self.final_proj = nn.Conv1d(first, channels_out, 1)
+        self.final_proj = Convolution(first, channels_out, 1)
+
+    def train(self, mode: bool = True) -> "Estimator":
+        """Switch to training, or to evaluation, where weights lie as products read them."""
+        super().train(mode)
+        lay_out(self, inputs_first=not mode)
+        return self
 
     def forward(self, x: Tensor, time: Tensor, mask: Tensor | None = None) -> Tensor:
         """Velocity.
 
         Args:
             x: point and conditions, (B, Cin, F).
-            time: (B,) in 0..1.
+            time: (B,) in 0..1, or (1,) where all clips are at one time.
             mask: (B, 1, F), 1 where a frame is real; None where all are.
 
         Returns:
             (B, Cout, F), zero behind the mask.
         """
+        if torch.is_grad_enabled() and not self.final_proj.weight.is_contiguous():
+            lay_out(self, inputs_first=False)  # someone may train it in evaluation mode
         t = self.time_mlp(embed_time(time, self.channels_in))
+        x, mask = x.transpose(1, 2), None if mask is None else mask.transpose(1, 2)
         skips, masks = [], [mask]
         for level in self.down_blocks:
             mask = masks[-1]
             x = _pass(level, x, t, mask)
             skips.append(x)
             x = level[2](masked(x, mask))  # type: ignore[index]
-            masks.append(None if mask is None else mask[:, :, ::2])
+            masks.append(None if mask is None else mask[:, ::2])
         masks.pop()  # the last level kept the frames of its own
         for level in self.mid_blocks:
             x = _pass(level, x, t, masks[-1])
         for level in self.up_blocks:
             mask, skip = masks.pop(), skips.pop()
             # An odd count came back from its half one frame longer.
-            x = _pass(level, torch.cat([x[:, :, : skip.shape[2]], skip], 1), t, mask)
+            x = _pass(level, torch.cat([x[:, : skip.shape[1]], skip], 2), t, mask)
             x = level[2](masked(x, mask))  # type: ignore[index]
         out: Tensor = self.final_proj(masked(self.final_block(x, mask), mask))
-        return masked(out, mask)
+        return masked(out, mask).transpose(1, 2)
+
+
+class Growth(nn.ConvTranspose1d):
+    """A transposed convolution over frames."""
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """(B, F, C) -> (B, 2 F, C)."""
+        return super().forward(x.transpose(1, 2), output_size).transpose(1, 2)
 
 
 def _pass(level: Any, x: Tensor, time: Tensor, mask: Tensor | None) -> Tensor:
-    """A level's ResNet and transformer blocks: (B, Cin, F) -> (B, C, F)."""
-    x = level[0](x, time, mask).transpose(1, 2)
+    """A level's ResNet and transformer blocks: (B, F, Cin) -> (B, F, C)."""
+    x = level[0](x, time, mask)
     for block in level[1]:
         x = block(x, mask)
-    return x.transpose(1, 2)
+    return x
 
 
 def _shrink(channels: int) -> nn.Module:
-    return nn.Sequential(OrderedDict(conv=nn.Conv1d(channels, channels, 3, 2, 1)))
+    return nn.Sequential(OrderedDict(conv=Convolution(channels, channels, 3, 2, 1)))
 
 
 def _grow(channels: int) -> nn.Module:
-    return nn.Sequential(OrderedDict(conv=nn.ConvTranspose1d(channels, channels, 4, 2, 1)))
+    return nn.Sequential(OrderedDict(conv=Growth(channels, channels, 4, 2, 1)))
 
 
 def _keep(channels: int) -> nn.Module:
-    return nn.Conv1d(channels, channels, 3, padding=1)
+    return Convolution(channels, channels, 3, padding=1)

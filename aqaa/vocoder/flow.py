@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from aqaa.losses.flow_matching import cosine_time
 from aqaa.signals import MEL_BINS
 from aqaa.storage import load_organ, save_organ
 from aqaa.vocoder.conditioning import CodeConditioning
+from aqaa.vocoder.solver import follow, named
 from aqaa.vocoder.unet import UNet
 
 _CENTRE, _SPREAD = -3.0, 2.5
@@ -61,8 +61,9 @@ class FlowVocoder(nn.Module):
         steps: int = 8,
         guidance: float = 0.0,
         noise: Tensor | None = None,
+        solver: str = "euler",
     ) -> Tensor:
-        """Solve the flow by Euler steps on a cosine grid.
+        """Solve the flow.
 
         Args:
             linguistic: codes (B, 2G).
@@ -71,6 +72,7 @@ class FlowVocoder(nn.Module):
             guidance: classifier-free guidance rate; the unguided field has an empty condition.
             noise: (B, 160, P) start; None starts from zero, the mode of the noise, which a flow
                 trained for minutes renders best.
+            solver: one of :data:`aqaa.vocoder.solver.SOLVERS`.
 
         Returns:
             Log-mel (B, 80, 12 G).
@@ -79,15 +81,16 @@ class FlowVocoder(nn.Module):
         mask = torch.ones(len(linguistic), pairs)
         condition = self.conditioning(linguistic, semantic, mask)
         x = torch.zeros(len(linguistic), 2 * MEL_BINS, pairs) if noise is None else noise
-        grid = cosine_time(torch.linspace(0, 1, steps + 1))
-        for now, after in zip(grid[:-1], grid[1:], strict=True):
-            time = now.expand(len(x))
-            v = self.velocity(x, condition, time, mask)
-            if guidance:
-                free = self.velocity(x, torch.zeros_like(condition), time, mask)
-                v = (1 + guidance) * v - guidance * free
-            x = x + (after - now) * v
-        return unpack(x)
+
+        def velocity(point: Tensor, time: Tensor) -> Tensor:
+            time = time.expand(len(point))
+            v = self.velocity(point, condition, time, mask)
+            if not guidance:
+                return v
+            free = self.velocity(point, torch.zeros_like(condition), time, mask)
+            return (1 + guidance) * v - guidance * free
+
+        return unpack(follow(velocity, x, named(solver, steps)))
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors, the numbers as ``dtype`` where one is given."""

@@ -6,6 +6,7 @@ Letters: B clips, M mel bins, C channels, F mel frames, T = 256 F samples, N = F
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +97,7 @@ class Hift(nn.Module):
             "dilations": dilations, "harmonics": harmonics, "pitch_channels": pitch_channels,
             "pitch_layers": pitch_layers, "mel_bins": mel_bins,
         }  # fmt: skip
-        self.mel_bins, self.fft_size = mel_bins, fft_size
+        self.mel_bins, self.fft_size, self.hop_samples = mel_bins, fft_size, VOCODER_HOP_SAMPLES
         self.fft_hop_samples = fft_size // HOPS_PER_FFT
         hop_samples = math.prod(rates) * self.fft_hop_samples
         if hop_samples != VOCODER_HOP_SAMPLES:
@@ -125,6 +126,20 @@ class Hift(nn.Module):
                 ResBlock(channels=narrow, kernel=k, layers=dilations) for k in kernels
             )
         self.conv_post = NormedConv(narrow, fft_size + 2, EDGE, padding=EDGE // 2)
+
+    @property
+    def reach_frames(self) -> int:
+        """Frames on either side, of mel and source, that decide about a frame's samples."""
+        settings: dict[str, Any] = self.settings
+        rates, layers = settings["rates"], settings["dilations"]
+        widest = max([*settings["kernels"], *settings["source_kernels"]]) // 2
+        block = widest * (layers**2 + layers)  # dilated by 1 + 3 + 5 ..., and by 1 for each
+        # Up to the first step's blocks, either the mel reaches further or the source does.
+        frames, rate = max(EDGE / 2 + 1, (block + 2) / rates[0]), 1
+        for step in rates:
+            rate *= step
+            frames += (block + step) / rate
+        return math.ceil(frames + (EDGE / 2 + HOPS_PER_FFT + 1) / rate) + 1
 
     def f0(self, mel: Tensor) -> Tensor:
         """Log-mel (B, M, F) -> pitch in Hz (B, F)."""

@@ -4,6 +4,7 @@ Letters: B clips, M mel bins, C channels, F mel frames, T = 256 F samples, K har
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -57,10 +58,11 @@ class NormedConv(nn.Module):
 
 
 class PitchPredictor(nn.Module):
-    """Mel to fundamental frequency."""
+    """Mel to fundamental frequency; ``reach_frames`` on either side decide about a frame's."""
 
     def __init__(self, *, mel_bins: int, channels: int, layers: int = 5) -> None:
         super().__init__()
+        self.reach_frames = layers
         blocks: list[nn.Module] = []
         for i in range(layers):
             convolution = NormedConv(channels if i else mel_bins, channels, 3, padding=1)
@@ -72,6 +74,17 @@ class PitchPredictor(nn.Module):
         """(B, M, F) -> Hz (B, F), nothing negative."""
         pitch: Tensor = self.classifier(self.condnet(mel).transpose(1, 2))
         return pitch[..., 0].abs()
+
+
+@dataclass
+class SourceState:
+    """Where a source stands between two stretches of a clip; None before the first.
+
+    ``turns`` (B, 1, 1) of the fundamental so far, ``start`` (B, 1, K + 1) where its sines began.
+    """
+
+    turns: Tensor | None = None
+    start: Tensor | None = None
 
 
 class HarmonicSource(nn.Module):
@@ -88,22 +101,40 @@ class HarmonicSource(nn.Module):
         self.l_linear = nn.Linear(harmonics + 1, 1)
 
     @torch.no_grad()
-    def sines(self, f0: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Pitch in Hz (B, F) -> (B, T, K + 1) at the amplitude of a source."""
+    def sines(
+        self,
+        f0: Tensor,
+        generator: torch.Generator | None = None,
+        state: SourceState | None = None,
+    ) -> Tensor:
+        """Pitch in Hz (B, F) -> (B, T, K + 1) at the amplitude of a source.
+
+        A ``state`` goes on where the stretch before has left it, and is moved on.
+        """
+        state = state or SourceState()
         pitch = f0.repeat_interleave(self.hop_samples, 1)[..., None]
         count = self.l_linear.in_features
         # Turns are summed in float64: a minute of float32 would be out of tune.
         turns = (pitch.double() / VOCODER_RATE_HZ).cumsum(1)
+        if state.turns is not None:
+            turns = turns + state.turns
+        if state.start is None:
+            state.start = torch.rand(len(f0), 1, count, generator=generator).to(f0)
+            state.start[..., 0] = 0
+        state.turns = turns[:, -1:]
         turns = turns * torch.arange(1, count + 1, device=f0.device)
-        start = torch.rand(len(f0), 1, count, generator=generator).to(f0)
-        start[..., 0] = 0
-        waves = torch.sin(2 * math.pi * ((turns % 1).to(f0.dtype) + start))
+        waves = torch.sin(2 * math.pi * ((turns % 1).to(f0.dtype) + state.start))
         voiced = (pitch > VOICED_ABOVE_HZ).to(f0.dtype)
         loudness = voiced * VOICED_NOISE + (1 - voiced) * SINE_AMPLITUDE / 3
         noise = torch.randn(waves.shape, generator=generator).to(f0)
         return SINE_AMPLITUDE * waves * voiced + loudness * noise
 
-    def forward(self, f0: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(
+        self,
+        f0: Tensor,
+        generator: torch.Generator | None = None,
+        state: SourceState | None = None,
+    ) -> Tensor:
         """Pitch in Hz (B, F) -> source (B, 1, T)."""
-        mixed: Tensor = self.l_linear(self.sines(f0, generator))
+        mixed: Tensor = self.l_linear(self.sines(f0, generator, state))
         return mixed.tanh().transpose(1, 2)

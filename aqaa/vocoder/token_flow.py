@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aqaa.errors import UsageError
-from aqaa.losses.flow_matching import cosine_time, flow_matching, path
+from aqaa.losses.flow_matching import flow_matching, path
 from aqaa.signals import (
     AUDIO_TOKEN_RATE_HZ,
     MEL_BINS,
@@ -27,6 +27,7 @@ from aqaa.vocoder.draw import Draw
 from aqaa.vocoder.encoder import TokenEncoder
 from aqaa.vocoder.estimator import Estimator
 from aqaa.vocoder.regulator import LengthRegulator, stretch
+from aqaa.vocoder.solver import Solver, follow, named
 
 TOKEN_RATE_HZ = float(AUDIO_TOKEN_RATE_HZ)
 
@@ -106,7 +107,7 @@ class TokenFlow(nn.Module):
     def velocity(
         self, point: Tensor, condition: Condition, time: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """(B, M, F), condition, (B,), mask (B, 1, F) or None -> (B, M, F)."""
+        """(B, M, F), condition, (B,) or (1,), mask (B, 1, F) or None -> (B, M, F)."""
         speaker = condition.speaker[..., None].expand_as(point)
         x = torch.cat([point, condition.text, speaker, condition.prompt], 1)
         out: Tensor = self.decoder["estimator"](x, time, mask)
@@ -121,6 +122,8 @@ class TokenFlow(nn.Module):
         frame_counts: Sequence[int],
         draw: Draw,
         speaker: Tensor | None = None,
+        heard: Tensor | None = None,
+        prompt_in_loss: bool = True,
     ) -> Tensor:
         """Training loss: the mean squared error of the velocity over real frames.
 
@@ -131,6 +134,8 @@ class TokenFlow(nn.Module):
             frame_counts: the same of the mel.
             draw: what chance decided for this batch.
             speaker: (B, S) or None.
+            heard: (B,), 0 where an item is not told its speaker; None where all are.
+            prompt_in_loss: count the frames that a prompt gives away too.
 
         Returns:
             A scalar, which padding does not change.
@@ -140,14 +145,18 @@ class TokenFlow(nn.Module):
         channels_mask = None if mask is None else mask[:, None]
         text = self.length_regulator(stretch(text, token_counts, frame_counts), channels_mask)
         place = torch.arange(mel.shape[2], device=mel.device)
-        prompt = mel * (place < draw.prompt_frames[:, None])[:, None]
+        given = place < draw.prompt_frames[:, None]
         keep = draw.keep[:, None].to(mel.dtype)
-        voice = self.voice(speaker, len(mel))
+        voice, prompt = self.voice(speaker, len(mel)), mel * given[:, None]
+        if heard is not None:
+            voice = voice * heard[:, None]
         condition = Condition(text * keep[..., None], voice * keep, prompt * keep[..., None])
         point, target = path(draw.noise, mel, draw.time)
         velocity = self.velocity(point, condition, draw.time, channels_mask)
-        ones = mel.new_ones(len(mel), mel.shape[2])
-        return flow_matching(velocity, target, ones if mask is None else mask)
+        counted = mel.new_ones(len(mel), mel.shape[2]) if mask is None else mask
+        if not prompt_in_loss:
+            counted = counted * ~(given & draw.keep[:, None].bool())
+        return flow_matching(velocity, target, counted)
 
     @torch.no_grad()
     def sample(
@@ -160,8 +169,9 @@ class TokenFlow(nn.Module):
         noise: Tensor | None = None,
         steps: int = 10,
         guidance: float = 0.7,
+        solver: str = "euler",
     ) -> Tensor:
-        """Solve the flow by Euler steps on a cosine grid.
+        """Solve the flow; the defaults are the released vocoder's.
 
         Args:
             tokens: (B, N) ids to be said; items of one length.
@@ -169,8 +179,9 @@ class TokenFlow(nn.Module):
             prompt_mel: (B, M, Fp), how the prompt sounds; the voice goes on like it.
             speaker: (B, S), or None for no one in particular.
             noise: (B, M, Fp + Fn) start; None draws one.
-            steps: Euler steps.
+            steps: calls of the network.
             guidance: how far to go away from the field that knows no condition; 0 spares its calls.
+            solver: one of :data:`aqaa.vocoder.solver.SOLVERS`.
 
         Returns:
             Log-mel (B, M, Fn) of ``tokens`` alone, Fn = ``frames(N)``.
@@ -190,9 +201,10 @@ class TokenFlow(nn.Module):
         _check(noise, size, "noise")
         if steps < 1 or frames < 1:
             raise UsageError(f"{steps} steps to {frames} frames: both must be at least 1")
+        way = named(solver, steps)
         text = self._stretched(tokens, prompt_tokens, before, frames)
         told = Condition(text, self.voice(speaker, batch), F.pad(prompt, (0, frames)))
-        return self._solve(noise, told, steps, guidance)[:, :, before:]
+        return self._solve(noise, told, way, guidance)[:, :, before:]
 
     def _stretched(
         self, tokens: Tensor, prompt_tokens: Tensor | None, before: int, frames: int
@@ -210,19 +222,18 @@ class TokenFlow(nn.Module):
         out: Tensor = self.length_regulator(text, None)
         return out
 
-    def _solve(self, x: Tensor, told: Condition, steps: int, guidance: float) -> Tensor:
-        """Euler steps from noise (B, M, F); a guided step is one call with twice the batch."""
+    def _solve(self, x: Tensor, told: Condition, way: Solver, guidance: float) -> Tensor:
+        """From noise (B, M, F) along the flow; a guided call is one with twice the batch."""
         if guidance:
             told = Condition(*(torch.cat([part, torch.zeros_like(part)]) for part in told))
-        grid = cosine_time(torch.linspace(0, 1, steps + 1, device=x.device))
-        for now, after in zip(grid[:-1], grid[1:], strict=True):
-            both = torch.cat([x, x]) if guidance else x
-            v = self.velocity(both, told, now.expand(len(both)))
-            if guidance:
-                guided, free = v.chunk(2)
-                v = (1 + guidance) * guided - guidance * free
-            x = x + (after - now) * v
-        return x
+
+        def velocity(point: Tensor, time: Tensor) -> Tensor:
+            if not guidance:
+                return self.velocity(point, told, time)
+            guided, free = self.velocity(torch.cat([point, point]), told, time).chunk(2)
+            return (1 + guidance) * guided - guidance * free
+
+        return follow(velocity, x, way)
 
     def _prompt(self, tokens: Tensor | None, mel: Tensor | None, batch: int) -> Tensor:
         """The mel of the prompt, (B, M, Fp), with no frames where there is none."""

@@ -18,13 +18,17 @@ class Vocoder:
     Args:
         flow: codes to mel.
         head: mel to waveform.
-        steps: Euler steps of the flow.
+        steps: calls of the flow's network.
+        solver: of the flow, one of :data:`aqaa.vocoder.solver.SOLVERS`.
     """
 
-    def __init__(self, flow: FlowVocoder, head: WaveformHead, *, steps: int = 8) -> None:
+    def __init__(
+        self, flow: FlowVocoder, head: WaveformHead, *, steps: int = 8, solver: str = "euler"
+    ) -> None:
         self.flow = flow.eval()
         self.head = head.eval()
         self.steps = steps
+        self.solver = solver
 
     @classmethod
     def load(cls, folder: str | Path) -> "Vocoder":
@@ -45,5 +49,6 @@ class Vocoder:
             raise UsageError("there is nothing to say: the codes hold no whole group of 120 ms")
         linguistic = torch.tensor([codes.linguistic[: 2 * n]])
         semantic = torch.tensor([codes.semantic[: 3 * n]])
-        samples = self.head(self.flow.sample(linguistic, semantic, steps=self.steps))[0]
+        mel = self.flow.sample(linguistic, semantic, steps=self.steps, solver=self.solver)
+        samples = self.head(mel)[0]
         return Waveform(samples.clamp(-CLAMP, CLAMP).numpy(), QUESTION_RATE_HZ)

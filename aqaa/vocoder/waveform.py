@@ -1,8 +1,9 @@
 """Log-mel to waveform: ConvNeXt blocks and an inverse STFT head (Vocos).
 
-Letters: B clips, C channels, F mel frames, T = 160 F samples, N = n_fft.
+Letters: B clips, C channels, F mel frames, T samples (F hops), N = n_fft.
 """
 
+import math
 from pathlib import Path
 
 import torch
@@ -62,17 +63,26 @@ class WaveformHead(nn.Module):
     Args:
         channels, inner, blocks: of the ConvNeXt stack.
         fft_size: N of the inverse STFT.
+        hop_samples: samples of a mel frame; 160 at 16 kHz, 256 for the full-size vocoder's mel.
     """
 
     window: Tensor
 
     def __init__(
-        self, *, channels: int = 192, inner: int = 512, blocks: int = 5, fft_size: int = 640
+        self,
+        *,
+        channels: int = 192,
+        inner: int = 512,
+        blocks: int = 5,
+        fft_size: int = 640,
+        hop_samples: int = HOP_SAMPLES,
     ) -> None:
         super().__init__()
         self.settings = {
-            "channels": channels, "inner": inner, "blocks": blocks, "fft_size": fft_size
-        }
+            "channels": channels, "inner": inner, "blocks": blocks, "fft_size": fft_size,
+            "hop_samples": hop_samples,
+        }  # fmt: skip
+        self.hop_samples = hop_samples
         self.embed = nn.Conv1d(MEL_BINS, channels, 7, padding=3)
         self.norm_in = nn.LayerNorm(channels)
         self.blocks = nn.ModuleList(
@@ -82,8 +92,14 @@ class WaveformHead(nn.Module):
         self.project = nn.Linear(channels, fft_size + 2)
         self.register_buffer("window", torch.hann_window(fft_size), persistent=False)
 
+    @property
+    def reach_frames(self) -> int:
+        """Frames on either side that decide about a frame's samples."""
+        overlap = (len(self.window) - self.hop_samples) / 2 / self.hop_samples
+        return 3 * (len(self.blocks) + 1) + math.ceil(overlap)
+
     def forward(self, mel: Tensor) -> Tensor:
-        """Log-mel (B, 80, F) -> samples (B, 160 F) at 16 kHz."""
+        """Log-mel (B, 80, F) -> samples (B, T)."""
         x = self.embed((mel - _CENTRE) / _SPREAD).transpose(1, 2)
         x = self.norm_in(x).transpose(1, 2)
         for block in self.blocks:
@@ -92,7 +108,7 @@ class WaveformHead(nn.Module):
         log_magnitude, phase = polar.chunk(2, 1)
         magnitude = log_magnitude.exp().clamp(max=_MAX_MAGNITUDE)
         spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
-        return inverse_stft(spectrum, self.window, HOP_SAMPLES)
+        return inverse_stft(spectrum, self.window, self.hop_samples)
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors, the numbers as ``dtype`` where one is given."""

@@ -11,7 +11,10 @@ import soundfile
 
 from aqaa.audio.file import (
     PEAK,
+    cut_audio,
+    file_duration_s,
     file_rate_hz,
+    levelled,
     pad_to_groups,
     prepare,
     read_audio,
@@ -43,6 +46,25 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert back.samples.dtype == np.float32 and back.samples.shape == (8000,)
     np.testing.assert_allclose(back.samples, tone(0.5), atol=1 / 32767)
     assert soundfile.info(tmp_path / "a.wav").subtype == "PCM_16"
+
+
+def test_the_header_tells_rate_and_duration(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(12_345, dtype=np.float32), 24_000)
+    assert (file_rate_hz(tmp_path / "a.wav"), file_duration_s(tmp_path / "a.wav")) == (
+        24_000,
+        12_345 / 24_000,
+    )
+    (tmp_path / "b.wav").write_text("words")
+    with pytest.raises(UsageError, match="b.wav is not a readable sound file"):
+        file_duration_s(tmp_path / "b.wav")
+
+
+def test_a_level_is_reached_unless_the_sound_is_nearly_silent() -> None:
+    tone = np.sin(np.arange(400) / 5).astype(np.float32)
+    for loud in (1.0, 0.3, 0.01):
+        assert np.abs(levelled(loud * tone, 0.999)).max() == pytest.approx(0.999, rel=1e-3)
+    assert np.abs(levelled(1e-4 * tone, 0.999)).max() == pytest.approx(0.00999, rel=1e-3)
+    assert len(levelled(tone[:0], 0.5)) == 0
 
 
 def test_loud_samples_are_clipped_not_wrapped(tmp_path: Path) -> None:
@@ -216,3 +238,29 @@ def test_prepare_refuses_another_rate() -> None:
 
 def test_prepare_takes_the_shortest_sound() -> None:
     assert len(prepare(Waveform(tone(0.12), QUESTION_RATE_HZ)).samples) == GROUP_SAMPLES
+
+
+@pytest.mark.parametrize(("subtype", "dtype"), [("PCM_16", "int16"), ("PCM_24", "int32")])
+def test_a_stretch_is_cut_sample_by_sample(subtype: str, dtype: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    samples = rng.integers(-30_000, 30_000, (11_025, 2)).astype(dtype)
+    samples *= 1 if dtype == "int16" else 256  # 24 bits lie in the upper ones
+    for name in ("a.wav", "a.flac"):
+        soundfile.write(str(tmp_path / name), samples, 11_025, subtype=subtype)
+        cut_audio(tmp_path / name, tmp_path / "cut.wav", start_s=0.25, end_s=0.7000001)
+        found, rate_hz = soundfile.read(str(tmp_path / "cut.wav"), dtype=dtype)
+        assert rate_hz == 11_025 and soundfile.info(str(tmp_path / "cut.wav")).subtype == subtype
+        start, end = round(0.25 * 11_025), round(0.7000001 * 11_025)
+        assert np.array_equal(found, samples[start:end])
+        assert file_duration_s(tmp_path / name) == 1.0
+
+
+def test_what_was_stored_lossy_is_cut_as_floats(tmp_path: Path) -> None:
+    wave = np.sin(np.arange(16_000) * 0.05).astype(np.float32) * 0.3
+    soundfile.write(str(tmp_path / "a.ogg"), wave, 16_000)
+    cut_audio(tmp_path / "a.ogg", tmp_path / "cut.wav", start_s=0.5)
+    whole = soundfile.read(str(tmp_path / "a.ogg"), dtype="float32")[0]
+    found = soundfile.read(str(tmp_path / "cut.wav"), dtype="float32")[0]
+    assert np.abs(found - whole[8000:]).max() < 1e-3 and len(found) == 8000
+    with pytest.raises(UsageError, match="lies outside it"):
+        cut_audio(tmp_path / "a.ogg", tmp_path / "cut.wav", start_s=0.5, end_s=3.0)

@@ -8,7 +8,8 @@ import pytest
 from aqaa import cli
 from aqaa.audio.file import read_audio
 from aqaa.data.listen import listen
-from aqaa.data.token_store import TokenStore, tokenize
+from aqaa.data.token_store import TokenStore
+from aqaa.data.tokenize import tokenize
 from aqaa.errors import UsageError
 from aqaa.signals import GROUP_S
 from aqaa.storage import verify_manifest

@@ -12,6 +12,7 @@ from aqaa.data.dialogues import DialogueBatches
 from aqaa.data.module import DataModule
 from aqaa.data.preferences import PreferenceBatches
 from aqaa.data.speech import SpeechBatches
+from aqaa.data.token_voice import SoundBatches, TokenFlowBatches
 from aqaa.data.voice import FlowBatches, WaveformBatches
 from tests.conftest import Chain
 
@@ -65,12 +66,22 @@ def waveform(chain: Chain, seed: int) -> WaveformBatches:
     return WaveformBatches(corpus=str(chain / "corpus"), batch=4, seed=seed)
 
 
-SOURCES = [dialogues, packed, preferences, speech, flow, waveform]
+def token_flow(chain: Chain, seed: int) -> TokenFlowBatches:
+    folders = {"corpus": str(chain / "corpus"), "tokens": str(chain / "tokens")}
+    return TokenFlowBatches(**folders, batch=4, longest_groups=9, corruption=(0.1, 0.1), seed=seed)
+
+
+def sound(chain: Chain, seed: int) -> SoundBatches:
+    return SoundBatches(corpus=str(chain / "corpus"), batch=4, seed=seed)
+
+
+SOURCES = [dialogues, packed, preferences, speech, flow, waveform, token_flow, sound]
 
 
 def flat(batch: Any) -> list[Any]:
     """Tensors of a batch as lists, so that == means the same bits."""
-    return [part.tolist() if isinstance(part, torch.Tensor) else part for part in batch]
+    parts = [flat(part) if isinstance(part, tuple) else part for part in batch]
+    return [part.tolist() if isinstance(part, torch.Tensor) else part for part in parts]
 
 
 @pytest.mark.parametrize("make", SOURCES, ids=lambda make: make.__name__)

@@ -11,7 +11,8 @@ from aqaa.backbone.loading import Ids
 from aqaa.data.corpus import SPLITS, Corpus, question_part
 from aqaa.data.dialogues import DialogueBatches
 from aqaa.data.pairs import pairs
-from aqaa.data.token_store import TokenStore, tokenize
+from aqaa.data.token_store import TokenStore
+from aqaa.data.tokenize import tokenize
 from aqaa.data.voice import FlowBatches
 from aqaa.errors import UsageError
 from aqaa.lineage import tokenizer_hash

@@ -110,15 +110,15 @@ def test_a_share_of_the_clips_are_answers_and_phones_are_labels(chain: Chain) ->
     questions = {labels(question_part(row)) for row in corpus.rows("train")}
     answers = {labels(row["audio"]) for row in corpus.answers.values()}
     for step in range(10):
-        found = [tuple(row) for row in source.batch(step).phones]
+        found = [tuple(row) for row in source.batch(step).labels]
         assert len(found) == 8 and questions.issuperset(found[:6]) and answers.issuperset(found[6:])
-    total = sum(len(batch.phones) for batch in source.validation())
+    total = sum(len(batch.labels) for batch in source.validation())
     assert total == len(corpus.rows("validation")) == 8
 
 
 def test_a_few_questions_only(chain: Chain) -> None:
     source = SpeechBatches(corpus=str(chain / "corpus"), batch=4, answers_share=0, questions=4)
-    assert len({tuple(map(tuple, source.batch(step).phones)) for step in range(5)}) <= 24
+    assert len({tuple(map(tuple, source.batch(step).labels)) for step in range(5)}) <= 24
     with pytest.raises(UsageError, match="4 rows do not make batches of 5"):
         SpeechBatches(corpus=str(chain / "corpus"), batch=5, answers_share=0, questions=4)
 

@@ -6,7 +6,7 @@ from math import exp, log
 import pytest
 import torch
 
-from aqaa.losses.ctc import ctc, greedy_labels
+from aqaa.losses.ctc import best_alignment, ctc, greedy_labels
 
 
 def collapse(path: tuple[int, ...]) -> list[int]:
@@ -59,3 +59,39 @@ def test_the_best_path_is_collapsed(path: list[int], labels: list[int]) -> None:
     padded = torch.tensor([*path, 1, 2])
     log_probs = torch.nn.functional.one_hot(padded, 3).float()
     assert greedy_labels(log_probs, len(path)) == labels == collapse(tuple(path))
+
+
+def test_a_batch_without_clips_is_nothing() -> None:
+    scores = torch.randn(0, 9, 4, requires_grad=True)
+    loss = ctc(scores.log_softmax(-1), torch.zeros(0), [])
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+
+
+@pytest.mark.parametrize("labels", [[1], [1, 2], [2, 2], [1, 2, 1], []])
+def test_the_best_alignment_is_the_best_of_all_paths(labels: list[int]) -> None:
+    from itertools import product
+
+    scores = torch.randn(6, 3, generator=torch.Generator().manual_seed(len(labels))).log_softmax(-1)
+
+    def spells(path: tuple[int, ...]) -> bool:
+        return [p for i, p in enumerate(path) if p and (i == 0 or path[i - 1] != p)] == labels
+
+    paths = [p for p in product(range(3), repeat=6) if spells(p)]
+    best = max(paths, key=lambda p: float(sum(scores[i, c] for i, c in enumerate(p))))
+    places, place = [], -1
+    for i, c in enumerate(best):
+        place += bool(c) and (i == 0 or best[i - 1] != c)
+        places.append(place if c else None)
+    found = best_alignment(scores, labels)
+    assert len(found) == (6 if labels else 0)
+    for here, wanted in zip(found, places, strict=False):
+        assert wanted is None or here == wanted
+    for i, wanted in enumerate(places if labels else []):
+        if wanted is None:  # a blank belongs to the nearer label
+            gap = min(abs(i - k) for k, p in enumerate(places) if p is not None)
+            assert found[i] in [places[k] for k in (i - gap, i + gap) if 0 <= k < 6]
+
+
+def test_a_clip_too_short_to_spell_has_no_alignment() -> None:
+    assert best_alignment(torch.randn(2, 3).log_softmax(-1), [1, 1]) == []

@@ -7,6 +7,7 @@ targets are checked. A command that is neither fails.
 
 import contextlib
 import io
+import json
 import re
 import runpy
 import shlex
@@ -20,10 +21,14 @@ import pytest
 
 from aqaa import cli
 from aqaa.answer import DEMO
+from aqaa.audio.file import cut_audio
 from aqaa.cli import main
+from aqaa.data.corpus import Corpus, question_part
 from aqaa.runtime.compose import bind_targets, check_targets, compose
 from aqaa.runtime.verbs import find_verb
 from tests.conftest import Walkthrough
+from tests.release.test_bring_in import write_backbone, write_vocoder
+from tests.release.test_tokenizer import write_release
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "recipes"
@@ -37,6 +42,10 @@ COMMON = (
     *("trainer.limit_val_batches=0", "trainer.log_every_n_steps=1"),
 )
 BOOK = ("data.batch=4", "tokenizer.width=32", "tokenizer.blocks=1", "stage.codebook_rounds=1")
+JUDGES = (
+    *("stage.alone_steps=1", "stage.judges.period_channels=[2,3]"),
+    "stage.judges.resolution_channels=[2,2]",
+)
 # What makes a verb, or a verb under one preset, tiny.
 TINY: dict[str, tuple[str, ...]] = {
     "data synthesize": (
@@ -47,6 +56,13 @@ TINY: dict[str, tuple[str, ...]] = {
         *("backbone.num_hidden_layers=1",),
     ),
     "tokenizer": (*COMMON, *BOOK, "stage.codebook_batches=1"),
+    **{
+        f"tokenizer speech/{book}_base": (
+            *(*COMMON, *BOOK, "tokenizer.codes=32", "tokenizer.inner=32"),
+            "stage.codebook_batches=1",
+        )
+        for book in ("linguistic", "semantic")
+    },
     "pretrain": COMMON,
     "sft": COMMON,
     "dpo": (*COMMON, "data.batch=2"),
@@ -57,9 +73,13 @@ TINY: dict[str, tuple[str, ...]] = {
     "vocoder walkthrough/vocoder_waveform": (
         *(*COMMON, "data.batch=2", "vocoder.channels=16", "vocoder.inner=32", "vocoder.blocks=1"),
     ),
+    "vocoder base/vocoder_flow": (*COMMON, "data.batch=2", "vocoder=token_flow_tiny"),
+    "vocoder base/vocoder_vocos": (*COMMON, "data.batch=2", "vocoder=vocos_tiny", *JUDGES),
+    "vocoder base/vocoder_hift": (*COMMON, "data.batch=2", "vocoder=hift_tiny", *JUDGES),
     "data pairs": ("prompts=3", "samples=1"),
     "listen": ("count=1",),
     "evaluate": ("rows=1",),
+    "report": ("clips=8",),
 }
 
 
@@ -167,7 +187,8 @@ class Reader:
         return self._run(words, TINY.get(kind, TINY.get(verb.name, ())), tasks=cfg.get("data"))
 
     def _run(self, words: list[str], tiny: tuple[str, ...], tasks: object) -> str:
-        names = getattr(tasks, "tasks", None) or ()
+        given = any(word.startswith("+data.tasks=") for word in words)
+        names = () if given else getattr(tasks, "tasks", None) or ()
         small = [f"data.tasks.{name}.batch=2" for name in names]
         if words[0] == "answer":
             return self._answer(words)
@@ -185,6 +206,33 @@ class Reader:
         return "run"
 
 
+def _bring_speech(corpus: Corpus) -> None:
+    """What a reader of recipes/data.md has: speech as others lay it out, released models."""
+    chapter = Path("LibriSpeech/dev-clean/84/121123")
+    chapter.mkdir(parents=True)
+    Path("dialogues").mkdir()
+    lines, dialogues = [], []
+    for number, row in enumerate(corpus.rows("train")[:12]):
+        question, answer = question_part(row), row["messages"][-1]["content"]
+        sounds = {"q": question, "a": answer[1]}
+        for name, part in sounds.items():
+            file = Path(f"dialogues/{name}{number}.wav")
+            times = {"start_s": part["start"], "end_s": part["end"]}
+            cut_audio(corpus.folder / part["path"], file, **times)
+        name = f"84-121123-{number:04}"
+        shutil.copyfile(f"dialogues/q{number}.wav", chapter / f"{name}.wav")
+        lines.append(f"{name} {question['text'].upper()}\n")
+        turns = [("user", "<audio>"), ("assistant", f"{answer[0]['text']}<audio>")]
+        dialogues.append({"messages": [{"role": r, "content": c} for r, c in turns],
+                          "audios": [f"{name}{number}.wav" for name in sounds]})  # fmt: skip
+    (chapter / "84-121123.trans.txt").write_text("".join(lines))
+    listed = "".join(json.dumps(dialogue) + "\n" for dialogue in dialogues)
+    Path("dialogues/train.jsonl").write_text(listed)
+    write_release(Path("Step-Audio-Tokenizer"), whole=True)
+    write_vocoder(Path("Step-Audio-TTS-3B/CosyVoice-300M-25Hz"))
+    write_backbone(Path("Step-Audio-TTS-3B"), vision=False)
+
+
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory, smoke: Walkthrough) -> Iterator[Reader]:
     """A reader who has followed all pages in a folder that holds a walkthrough and nothing else."""
@@ -194,6 +242,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory, smoke: Walkthrough) -> Iter
             patch.setenv(name, "")  # the command line sets these for its process
         patch.chdir(tmp_path_factory.mktemp("reader"))
         shutil.copytree(smoke.folder, "runs/walkthrough")
+        _bring_speech(Corpus("runs/walkthrough/corpus"))
         reader = Reader()
         for command in COMMANDS:
             reader.follow(command)

@@ -13,11 +13,13 @@ from aqaa.errors import UsageError
 from aqaa.release.tokenizer import (
     linguistic_encoder_from_state,
     linguistic_frontend,
+    load_one,
     load_tokenizer,
     semantic_encoder_from_state,
 )
 from aqaa.storage import save_tensors
 from aqaa.tokenizer.dual import DualTokenizer
+from aqaa.tokenizer.learner import LinguisticLearner
 from aqaa.tokenizer.sanm import SanmEncoder
 from tests.golden.make import SANM, WHISPER, randomise, sanm, whisper
 from tests.release.onnx_files import write_onnx
@@ -31,8 +33,8 @@ def linguistic_state(encoder: SanmEncoder | None = None) -> dict[str, Tensor]:
     return {f"encoder.{k}": v.clone() for k, v in state.items()}
 
 
-def semantic_state() -> dict[str, Tensor]:
-    network = whisper()
+def semantic_state(*, codes: int = 32, positions: int = 40) -> dict[str, Tensor]:
+    network = whisper(codes=codes, positions=positions)
     state = {f"encoder.{k}": v.clone() for k, v in network.encoder.state_dict().items()}
     return {**state, "quantizer._codebook.embed": network.codebook.vectors.clone()}
 
@@ -51,12 +53,13 @@ def write_statistics(path: Path) -> None:
     path.write_text("\n".join([*lines, "</Nnet>"]) + "\n")
 
 
-def centres(width: int = 8) -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(16, width)).astype(np.float32)
+def centres(width: int = 8, codes: int = 16) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(codes, width)).astype(np.float32)
 
 
-def write_release(folder: Path) -> Path:
-    """A released folder with a tiny network in it."""
+def write_release(folder: Path, *, whole: bool = False) -> Path:
+    """A released folder with a tiny network in it; ``whole``: with books and ear of real size."""
+    sizes = {"codes": 4096, "positions": 1500} if whole else {}
     heads_of_four = randomise(SanmEncoder(**{**SANM, "heads": 4}))
     assert isinstance(heads_of_four, SanmEncoder)
     paraformer = folder / PARAFORMER
@@ -64,8 +67,8 @@ def write_release(folder: Path) -> Path:
     rest = {"predictor.cif.weight": torch.ones(2), "decoder.embed.0.weight": torch.ones(3)}
     torch.save({**linguistic_state(heads_of_four), **rest}, paraformer / "model.pt")
     write_statistics(paraformer / "am.mvn")
-    np.save(folder / "linguistic_tokenizer.npy", centres())
-    write_onnx(folder / "speech_tokenizer_v1.onnx", semantic_state())
+    np.save(folder / "linguistic_tokenizer.npy", centres(codes=1024 if whole else 16))
+    write_onnx(folder / "speech_tokenizer_v1.onnx", semantic_state(**sizes))
     return folder
 
 
@@ -109,6 +112,26 @@ def test_semantic_weights_may_be_a_torch_or_safetensors_file(tmp_path: Path) -> 
     (folder / "speech_tokenizer_v1.pt").unlink()
     save_tensors(folder / "speech_tokenizer_v1.safetensors", semantic_state())
     assert load_tokenizer(folder).encode(SOUND) == expected
+
+
+def test_training_starts_from_a_released_folder_or_from_one_of_ours(tmp_path: Path) -> None:
+    released, ours = write_release(tmp_path / "release"), tmp_path / "ours"
+    both = load_tokenizer(released)
+    both.save(ours)
+    for book in ("linguistic", "semantic"):
+        whole = getattr(both, book)
+        for folder in (released, ours / book):
+            one = load_one(folder, book)
+            assert one.book == book
+            assert one.encode_sound(SOUND) == whole.encode_sound(SOUND)
+    sizes = dict(both.linguistic.settings["encoder"], codes=len(both.linguistic.codebook.vectors))
+    del sizes["in_width"]
+    learner = LinguisticLearner(labels=["a"], emotions=[], **sizes)
+    learner.take(load_one(released, "linguistic"))
+    assert learner.tokenizer.encode_sound(SOUND) == both.linguistic.encode_sound(SOUND)
+    assert learner.tokenizer.shift.equal(both.linguistic.shift)
+    with pytest.raises(UsageError, match="is not a folder"):
+        load_one(tmp_path / "absent", "semantic")
 
 
 def without(name: str) -> Callable[[Path], None]:

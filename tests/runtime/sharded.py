@@ -3,6 +3,7 @@
 ``torchrun -m tests.runtime.sharded FOLDER`` does all that needs two ranks in one launch.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -69,8 +70,8 @@ class Spoilt(Sft):
 
 def train(
     run: Path, init: Path, zero: str, *, ranks: int, cut: int = -1, kind: type[Sft] = Sft,
-    adapter: Lora | None = None,
-) -> Any:
+    adapter: Lora | None = None, fails: bool = False,
+) -> Any:  # fmt: skip
     """Losses of this rank's batches, from where the states below ``run`` stand."""
     import lightning.pytorch as pl
 
@@ -84,12 +85,15 @@ def train(
         new_rows_lr_ratio=None if adapter else 3.0,
     )  # fmt: skip
     states, files = run / "checkpoints", StateFiles(keep=1)
-    saver = AskAt(files=files, folder=states, every_s=1000)
+    saver = AskAt(files=files, folder=states, every_s=0 if fails else 1000)
+    if fails and os.environ["RANK"] == "1":
+        files.save_checkpoint = failing(files)  # type: ignore[method-assign]
     saver.step = cut
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=ranks,
         strategy=strategy(zero) if ranks > 1 else "auto",
+        precision="bf16-mixed" if zero == "nodes" else "32-true",
         max_steps=STEPS,
         accumulate_grad_batches=4 // ranks,
         gradient_clip_val=1.0,
@@ -111,6 +115,23 @@ def train(
     else:
         stage.export(run / "model", gather_of(trainer.strategy))
     return seen
+
+
+def failing(files: StateFiles) -> Any:
+    """Saves until the disk of this rank is full, which is in its third save."""
+    real, saves = files.save_checkpoint, []
+
+    def full(path: Path) -> str:
+        path.write_bytes(b"half a shard")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def save(*args: Any, **kwargs: Any) -> None:
+        saves.append(1)
+        if len(saves) == 3:
+            files._shard.write = full  # type: ignore[method-assign,assignment]
+        real(*args, **kwargs)
+
+    return save
 
 
 def wait(trainer_files: Path) -> None:
@@ -160,7 +181,10 @@ def main() -> None:
     lora = folder / "lora_back"
     told["lora_back"] = train(lora, init, "zero3", ranks=2, cut=CUT, adapter=LORA)
     told["lora_on"] = train(folder / "lora_on", init, "zero3", ranks=2, adapter=LORA)
-    for name, first, then in (("same", "zero3", "zero3"), ("other", "zero3", "zero1")):
+    told["whole_nodes"] = train(folder / "whole_nodes", init, "nodes", ranks=2)
+    for name, first, then in (
+        ("same", "zero3", "zero3"), ("other", "zero3", "zero1"), ("nodes", "nodes", "nodes"),
+    ):  # fmt: skip
         run = folder / name
         before = train(run, init, first, ranks=2, cut=CUT)
         wait(run / "checkpoints")
@@ -181,6 +205,10 @@ def main() -> None:
         train(folder / "nan", init, "zero3", ranks=2, kind=Spoilt)
     except ValueError as error:
         told["nan"] = str(error)
+    try:
+        train(folder / "full", init, "zero3", ranks=2, fails=True)
+    except ValueError as error:
+        told["full"] = str(error)
     (folder / f"told.{rank}.json").write_text(json.dumps(told))
 
 

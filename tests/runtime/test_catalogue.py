@@ -83,3 +83,11 @@ def test_a_preset_that_shows_no_command_is_judged_by_what_it_sets(conf: Path) ->
     preset.write_text(preset.read_text().replace("# aqaa sft preset=paper/sft_1\n", ""))
     reason = catalogue.misfit("tokenizer", "preset", "paper/sft_1", conf=conf)
     assert reason == "it chooses adapter, a group that tokenizer lacks"
+
+
+def test_keys_beside_a_target_that_a_preset_names_are_for_that_target(conf: Path) -> None:
+    preset = conf / "preset" / "other.yaml"
+    lacks = "it sets optim.strange, which sft lacks"
+    for target, reason in (("", lacks), ("  _target_: a.B\n", None)):
+        preset.write_text(f"# @package _global_\noptim:\n{target}  strange: 1\n")
+        assert catalogue.misfit("sft", "preset", "other", conf=conf) == reason

@@ -1,5 +1,6 @@
 """A planted NaN and a planted hang are named with their batches, which can be opened later."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,32 @@ def test_a_hang_ends_the_rank_and_says_where(tmp_path: Path) -> None:
     assert (found.step, found.batches, batches) == (2, [4, 5], [])
 
 
+def test_a_hang_around_the_steps_ends_the_rank_too(tmp_path: Path) -> None:
+    """In Python's own time, and where C code lets no Python run."""
+    told = {"sleep": "nothing moved for 0.2 s", "hold": "C code kept Python from running"}
+    for name, why in told.items():
+        command = [sys.executable, "-m", "tests.runtime.toy", str(tmp_path), name]
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=ROOT, timeout=120,
+            env={**os.environ, "RANK": "5"},
+        )  # fmt: skip
+        assert done.returncode == HANG, done.stderr
+        assert f"rank 5 hangs while loading: {why}" in done.stderr
+        assert f"in {name}" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_over_is_watched_no_more(tmp_path: Path) -> None:
+    import time
+
+    watchdog = Watchdog(run=tmp_path, after_s=None, outside_s=0.5)
+    with pytest.raises(ValueError), watchdog.outside("loading", several=False):
+        raise ValueError
+    with watchdog.outside("exporting", several=False):
+        pass
+    time.sleep(1.0)
+
+
 def test_who_moves_is_left_alone(tmp_path: Path) -> None:
     import time
 
@@ -94,6 +121,8 @@ def test_a_long_check_is_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_watchdog_without_time_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="run.hang_after_s=0"):
         Watchdog(run=tmp_path, after_s=0)
+    with pytest.raises(UsageError, match="run.hang_outside_s=-1"):
+        Watchdog(run=tmp_path, after_s=None, outside_s=-1)
 
 
 def test_a_damaged_dump_is_one_sentence(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,26 @@ def test_alone_one_decides_and_a_started_rank_goes_on(monkeypatch: pytest.Monkey
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert launch.decided(lambda: pytest.fail("asked")) is False
     assert launch.decided(lambda: True, looks=True) is True  # what it sees itself
+
+
+def test_the_first_does_not_leave_before_all_have_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finished run's rank 0 ends at once, and its store with it."""
+    from torch.distributed import HashStore
+
+    store = HashStore()
+    monkeypatch.setattr(launch, "_store", lambda: (store, 3))
+    monkeypatch.setattr(launch, "_calls", iter((0, 0, 0)))
+    heard: list[bool] = []
+    first = threading.Thread(target=lambda: heard.append(launch.decided(lambda: True)))
+    first.start()
+    for name in ("1", "2"):
+        first.join(timeout=0.3)
+        assert first.is_alive()
+        store.wait(["aqaa/decided/0"])
+        monkeypatch.setenv("RANK", name)
+        assert launch.decided(lambda: pytest.fail("asked")) is True
+    first.join(timeout=10)
+    assert heard == [True]
 
 
 @pytest.mark.parametrize("kind", ["torchrun", "srun"])

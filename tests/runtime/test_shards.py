@@ -77,6 +77,14 @@ def test_two_ranks_go_on_as_if_nothing_had_been(folder: Path) -> None:
     assert model(folder / "same") == model(folder / "whole")
 
 
+def test_so_do_bf16_and_small_parameters_kept_whole(folder: Path) -> None:
+    """As trainer=zero3_nodes has it: fp32 masters, gradients exchanged meanwhile."""
+    assert together(folder, "nodes") == together(folder, "whole_nodes")
+    assert len(together(folder, "nodes")) == BATCHES
+    assert model(folder / "nodes") == model(folder / "whole_nodes")
+    assert together(folder, "nodes") != together(folder, "same")
+
+
 def test_another_zero_stage_takes_it_up(folder: Path) -> None:
     assert together(folder, "other") == pytest.approx(together(folder, "whole"), abs=1e-5)
     assert furthest(folder / "other", folder / "whole") < 1e-5
@@ -112,6 +120,19 @@ def test_a_gradient_that_is_no_number_stops_two_ranks_with_their_batches(folder:
         place = f"at step 2 in batch {8 + rank}, {10 + rank}, saved in"
         assert re.match(rf"the gradient's norm is (nan|inf) {place}", told), told
     assert len(list((folder / "nan/dumps").rglob("rank_*.safetensors"))) == 2
+
+
+def test_a_full_disk_of_one_rank_ends_both_and_loses_nothing(folder: Path) -> None:
+    first, second = (
+        json.loads((folder / f"told.{rank}.json").read_text())["full"] for rank in (0, 1)
+    )
+    assert "No space left on device; make room and run the same command again" in second
+    told = ("shard_00001 was not written by its rank", "another rank cannot write its share")
+    assert any(sentence in first for sentence in told), first
+    last = saved_states(folder / "full/checkpoints")
+    assert [step.name for step in last] == ["step_00000001"]
+    read_state(last[0])
+    assert list((folder / "full/checkpoints").iterdir()) == last
 
 
 def test_each_rank_has_a_file_and_the_manifest_lists_all(folder: Path) -> None:

@@ -3,6 +3,7 @@
 Letters: none.
 """
 
+import ctypes
 import sys
 import time
 from collections.abc import Callable
@@ -85,5 +86,17 @@ def stop_moving(loss: Tensor, batch: Pair) -> Tensor:
     return loss
 
 
+def sleep() -> None:
+    time.sleep(60)
+
+
+def hold() -> None:
+    ctypes.PyDLL(None).sleep(60)  # as C code that does not let go of the interpreter
+
+
 if __name__ == "__main__":  # `python -m tests.runtime.toy RUN`: a run that hangs in its sixth batch
-    fit(Toy(stop_moving), guarded(Path(sys.argv[1]), after_s=1.0), accumulate=2)
+    here = Path(sys.argv[1])
+    if sys.argv[2:]:  # ... or while it loads, as the word says
+        with Watchdog(run=here, after_s=None, outside_s=0.2).outside("loading", several=True):
+            {"sleep": sleep, "hold": hold}[sys.argv[2]]()
+    fit(Toy(stop_moving), guarded(here, after_s=1.0), accumulate=2)

@@ -215,6 +215,7 @@ def spied(kind: type, seen: dict[str, Any]) -> type:
 
 
 def strategy(name: str) -> Any:
+    """As conf/trainer/gloo, or, for ``nodes``, with what zero3_nodes sets otherwise."""
     from lightning.pytorch.strategies import DeepSpeedStrategy
 
     from aqaa.runtime.strategy import ShardedStrategy
@@ -233,11 +234,11 @@ def strategy(name: str) -> Any:
         device="cpu",
         stage=number,  # type: ignore[arg-type]
         offload="all" if name == "offload" else "none",
-        overlap=False,
+        overlap=name == "nodes",
         reduce_bucket_elements=1000,
         gather_bucket_elements=1000,
         live_elements=10**9,
-        persist_below_elements=0,
+        persist_below_elements=100 if name == "nodes" else 0,
     )
 
 

@@ -49,3 +49,14 @@ def metrics() -> Callable[[Path], list[dict[str, str]]]:
             return list(csv.DictReader(handle))
 
     return read
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Spoken questions in several voices, with their transcripts."""
+    pytest.importorskip("espeakng_loader")
+    from aqaa.data.synthesize import synthesize
+
+    counts = {"questions": 48, "validation": 6, "test": 6}
+    out = tmp_path_factory.mktemp("stages") / "corpus"
+    return synthesize(out=out, workers=1, families=["col1"], **counts)

@@ -38,9 +38,17 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(chain: Chain, metrics) -> Non
         assert float(row["train/loss"]) == pytest.approx(loss, rel=1e-5)
 
 
-def test_a_codebook_that_never_starts_is_refused() -> None:
+def test_a_codebook_that_never_starts_is_refused(attach) -> None:
+    from functools import partial
+    from types import SimpleNamespace
+
     from aqaa.stages.optimizer import OptimizerSettings
     from aqaa.stages.tokenizer import Tokenizer
 
+    lr = OptimizerSettings(lr=1.0)
     with pytest.raises(UsageError, match="the codebook must start within the run"):
-        Tokenizer(network=SpeechTokenizer, optimizer=OptimizerSettings(lr=1.0), codebook_at=1.0)
+        Tokenizer(network=SpeechTokenizer, optimizer=lr, codebook_at=1.1)
+    small = partial(SpeechTokenizer, book="semantic", codes=8, frames_per_code=4, ctc_steps=2)
+    stage = Tokenizer(network=small, optimizer=lr, codebook_at=1.0)
+    with pytest.raises(UsageError, match="codebook_at=1: the codebook must start within the run"):
+        attach(stage, SimpleNamespace(vocabulary={"phones": ["a"]}))

@@ -56,6 +56,44 @@ def test_moving_averages_against_a_loop() -> None:
         )
 
 
+def test_two_ranks_move_the_book_as_one_with_both_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    z = torch.randn(24, 3)
+    whole, halves = started(), [started(), started()]
+    codes = whole.search(z)
+    whole.update(z, codes)
+    shares: list[list[Tensor]] = [[], []]
+    for rank in range(2):  # what each would give
+        monkeypatch.setattr(module, "total", lambda t, mine=shares[rank]: mine.append(t) or t)
+        started().update(z[rank::2], codes[rank::2])
+    for rank, half in enumerate(halves):
+        other = iter(shares[1 - rank])
+        monkeypatch.setattr(module, "total", lambda t, other=other: t + next(other))
+        half.update(z[rank::2], codes[rank::2])
+    for half in halves:
+        torch.testing.assert_close(half.vectors, whole.vectors)
+        torch.testing.assert_close(half.counts, whole.counts)
+
+
+def test_dead_codes_restart_at_given_vectors_and_no_others() -> None:
+    book = started()
+    book.counts[2] = 0.5 * module.DEAD_COUNT
+    before, z = book.vectors.clone(), torch.randn(9, 3)
+    assert book.restart(z, generator=torch.Generator().manual_seed(0)) == 1
+    assert any(book.vectors[2].equal(v) for v in z)
+    assert torch.allclose(book.sums[2], book.vectors[2] * book.counts[2])
+    rest = [k for k in range(7) if k != 2]
+    assert book.vectors[rest].equal(before[rest])
+    assert book.restart(z, generator=torch.Generator()) == 0
+    # A code that nothing chooses any more dies in about a hundred steps.
+    book.train()
+    steps, code = 0, int(book.search(z[:1]))
+    far = (book.vectors - z[0]).norm(dim=1).argmax()
+    while book.counts[far] >= module.DEAD_COUNT:
+        book.update(z[:1], torch.tensor([code]))
+        steps += 1
+    assert 50 < steps < 300
+
+
 def test_codes_that_are_not_used_stay_where_they_are() -> None:
     book = started().train()
     near = book.vectors[0].clone()  # every vector of 600 steps falls to one code

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from aqaa.audio.fbank import stacked_frames
 from aqaa.errors import UsageError
-from aqaa.signals import CodePair
+from aqaa.signals import Books, CodePair
+from aqaa.stream import whole_groups
 from aqaa.tokenizer import released
 from aqaa.tokenizer.dual import DualStream, DualTokenizer
 from aqaa.tokenizer.released import LinguisticTokenizer, PieceStream, SemanticTokenizer
@@ -41,9 +42,11 @@ def cut(clip: Tensor, places: list[int]) -> list[Tensor]:
     return [clip[a:b] for a, b in zip(edges, edges[1:], strict=False)]
 
 
-def streamed(tokenizer: DualTokenizer, parts: list[Tensor]) -> tuple[CodePair, CodePair]:
+def streamed(
+    tokenizer: DualTokenizer, parts: list[Tensor], books: Books = "both"
+) -> tuple[CodePair, CodePair]:
     """Codes that came before the sound ended, and all."""
-    stream, found = tokenizer.stream(), CodePair([], [])
+    stream, found = tokenizer.stream(books=books), CodePair([], [])
     for part in parts:
         new = stream.push(part)
         found = CodePair(found.linguistic + new.linguistic, found.semantic + new.semantic)
@@ -66,6 +69,23 @@ def test_a_stream_is_the_whole_clip_however_it_is_cut(
     found = streamed(tokenizer, cut(clip, places))[1]
     two, three = 2 * whole.groups, 3 * whole.groups
     assert found == CodePair(whole.linguistic[:two], whole.semantic[:three])
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    samples=st.integers(0, 24_000),
+    places=st.lists(st.integers(0, 24_000), max_size=6),
+    books=st.sampled_from(["linguistic", "semantic"]),
+)
+def test_one_book_alone_streams_its_own_groups(
+    tokenizer: DualTokenizer, samples: int, places: list[int], books: Books
+) -> None:
+    clip = sound(samples)
+    both, alone = tokenizer.encode(clip), tokenizer.encode(clip, books=books)
+    other = "semantic" if books == "linguistic" else "linguistic"
+    assert getattr(alone, books) == getattr(both, books) and not getattr(alone, other)
+    found = streamed(tokenizer, cut(clip, places), books)[1]
+    assert found == whole_groups(both, books)
 
 
 def test_books_of_a_clip_differ_from_code_to_code(tokenizer: DualTokenizer) -> None:

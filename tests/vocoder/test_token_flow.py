@@ -127,6 +127,46 @@ def test_the_loss_of_a_padded_batch_is_the_mean_over_real_frames_of_single_items
     assert float(together) == pytest.approx(total / sum(frame_counts), rel=1e-5)
 
 
+def test_gradients_of_a_padded_batch_are_those_of_single_items() -> None:
+    token_counts, frame_counts = [9, 5, 7], [18, 11, 13]
+    tokens, mel, speaker, draw = training()
+    heard = torch.tensor([1.0, 0.0, 1.0])
+    mel[1, :, 11:], draw.noise[2, :, 13:], tokens[1, 5:] = 30.0, -30.0, 23
+    scored = [15, 11, 13]  # frames that no prompt gives away; the last item's condition is dropped
+    flows = [token_flow(tokens=24).train() for _ in range(2)]
+    for flow in flows:
+        for layer in flow.encoder.encoders:
+            layer.dropout = 0.0
+        flow.encoder.dropout = 0.0
+    given = {"token_counts": token_counts, "frame_counts": frame_counts, "prompt_in_loss": False}
+    together = flows[0](tokens, mel, draw=draw, speaker=speaker, heard=heard, **given)
+    together.backward()
+    total = 0.0
+    for i in range(3):
+        n, f, one = token_counts[i], frame_counts[i], slice(i, i + 1)
+        alone = Draw(draw.noise[one, :, :f], *(part[one] for part in draw[1:]))
+        loss = flows[1](tokens[one, :n], mel[one, :, :f], token_counts=[n], frame_counts=[f],
+                        draw=alone, speaker=speaker[one], heard=heard[one],
+                        prompt_in_loss=False)  # fmt: skip
+        (loss * scored[i] / sum(scored)).backward()
+        total += float(loss.detach()) * scored[i] / sum(scored)
+    assert float(together.detach()) == pytest.approx(total, rel=1e-5)
+    for (name, a), b in zip(flows[0].named_parameters(), flows[1].parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@torch.no_grad()
+def test_who_does_not_hear_the_speaker_is_told_none() -> None:
+    flow, (tokens, mel, speaker, draw) = token_flow(), training()
+    counts = {"token_counts": [9] * 3, "frame_counts": [18] * 3}
+    counts |= {"draw": draw}
+    deaf = flow(tokens, mel, speaker=speaker, heard=torch.zeros(3), **counts)
+    assert float(deaf) == float(flow(tokens, mel, **counts))
+    hearing = flow(tokens, mel, speaker=speaker, heard=torch.ones(3), **counts)
+    assert float(hearing) == float(flow(tokens, mel, speaker=speaker, **counts))
+    assert float(hearing) != float(deaf)
+
+
 @torch.no_grad()
 def test_the_loss_against_its_formula() -> None:
     flow, (tokens, mel, speaker, draw) = token_flow(), training()

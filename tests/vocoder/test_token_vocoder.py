@@ -9,7 +9,10 @@ import torch
 from aqaa.errors import UsageError
 from aqaa.signals import VOCODER_RATE_HZ, CodePair
 from aqaa.vocabulary import interleaved
+from aqaa.vocoder.mel_stream import Pace
+from aqaa.vocoder.token_flow import TokenFlow
 from aqaa.vocoder.token_vocoder import TokenVocoder
+from aqaa.vocoder.waveform import WaveformHead
 from tests.golden.make import hift, token_flow
 
 CODES = CodePair([1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11, 12])
@@ -57,3 +60,44 @@ def test_saved_and_loaded_it_sounds_the_same(tmp_path: Path) -> None:
     loaded = TokenVocoder.load(tmp_path)
     loaded.steps = 2
     assert np.array_equal(loaded.speak(CODES).samples, vocoder.speak(CODES).samples)
+
+
+def test_a_stream_is_the_same_however_codes_come() -> None:
+    vocoder, ways = voice(), []
+    codes = CodePair(list(range(18)), list(range(27)))
+    for cut in (1, 2, 5):
+        stream, found = vocoder.stream(seed=4, pace=Pace(1, 1, 1)), []
+        for i in range(0, 9, cut):
+            two, three = slice(2 * i, 2 * i + 2 * cut), slice(3 * i, 3 * i + 3 * cut)
+            found.append(stream.push(CodePair(codes.linguistic[two], codes.semantic[three])))
+        found.append(stream.finish())
+        assert all(sound.rate_hz == VOCODER_RATE_HZ for sound in found)
+        ways.append(np.concatenate([sound.samples for sound in found]))
+    assert len(ways[0]) == 256 * vocoder.flow.frames(45)
+    for way in ways[1:]:
+        assert np.abs(way - ways[0]).max() < 1e-5
+
+
+def test_a_stream_that_hears_all_is_the_whole() -> None:
+    vocoder = TokenVocoder(token_flow(tokens=5120), hift(), steps=2)
+    codes = CodePair([1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11, 12])
+    stream = vocoder.stream(pace=Pace(chunk_groups=9))
+    parts = [stream.push(CodePair(codes.linguistic[:3], codes.semantic[:1]))]
+    parts.append(stream.push(CodePair(codes.linguistic[3:], codes.semantic[1:])))
+    parts.append(stream.finish())
+    found = np.concatenate([sound.samples for sound in parts])
+    assert np.abs(found - vocoder.speak(codes).samples).max() < 1e-5
+
+
+def test_either_head_speaks_and_comes_back(tmp_path: Path) -> None:
+    light = WaveformHead(channels=8, inner=16, blocks=1, fft_size=1024, hop_samples=256)
+    flow = TokenFlow(tokens=5120, encoder={"code_width": 8, "width": 8, "heads": 2, "layers": 1},
+                     estimator={"channels": [8, 8], "blocks": 1, "middle": 1})  # fmt: skip
+    vocoder = TokenVocoder(flow, light, steps=2)
+    vocoder.save(tmp_path)
+    loaded = TokenVocoder.load(tmp_path)
+    loaded.steps = 2
+    said = vocoder.speak(CODES).samples
+    assert len(said) == 5120 and np.array_equal(loaded.speak(CODES).samples, said)
+    with pytest.raises(UsageError, match="this head makes 160 samples of a frame"):
+        TokenVocoder(flow, WaveformHead(channels=8, inner=16, blocks=1))

@@ -12,36 +12,17 @@ by the peer's smoothing of counts (a part in 1e5), shown aside. The last line is
 """
 
 import json
-import os
-import platform
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from turns import ROOT, elsewhere, machine, median_in_turns, told  # noqa: E402
+
 DECAY = 0.99
 TOLERANCE = 1e-6
-
-
-def timed(call: Callable[[], Any]) -> float:
-    """Processor seconds of a call."""
-    begun = time.process_time()
-    call()
-    return time.process_time() - begun
-
-
-def median_in_turns(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each call, taken in turns after a round that warms up."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats + 1):
-        for name, call in calls.items():
-            taken[name].append(timed(call))
-    return {name: statistics.median(seconds[1:]) for name, seconds in taken.items()}
 
 
 def bench(vectors: int, codes: int, width: int, repeats: int) -> dict[str, Any]:
@@ -93,26 +74,19 @@ def bench(vectors: int, codes: int, width: int, repeats: int) -> dict[str, Any]:
         "ratio": round(ratios["training"], 2),
         "ratios": {name: round(value, 2) for name, value in ratios.items()},
         "equal": same and max(gaps.values()) <= TOLERANCE,
-        "machine": f"{os.cpu_count()}-core {platform.machine()} CPU",
+        "machine": machine(),
         "versions": {n: version(n) for n in ("torch", "vector-quantize-pytorch")},
     }
 
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns 0 if both gave the same."""
-    asked = {"peer": "", "vectors": "4000", "codes": "4096", "width": "512", "repeats": "5"}
-    for word in argv:
-        key, equals, value = word.partition("=")
-        if not equals or key not in asked:
-            print(f"codebook: {word}: it takes {', '.join(asked)}, as key=value", file=sys.stderr)
-            return 2
-        asked[key] = value
-    if asked["peer"]:
-        words = [word for word in argv if not word.startswith("peer=")]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        return subprocess.run([asked["peer"], __file__, *words], env=environment).returncode
+    asked = {"peer": "here", "vectors": "4000", "codes": "4096", "width": "512", "repeats": "5"}
+    given = told("codebook", argv, asked)
+    if (peer := given.pop("peer")) != "here":
+        return elsewhere(peer, __file__, argv)
     sys.path.insert(0, str(ROOT))
-    numbers = {key: int(value) for key, value in asked.items() if key != "peer"}
+    numbers = {key: int(value) for key, value in given.items()}
     found = bench(**numbers)
     print(json.dumps(found))
     return int(not found["equal"])

@@ -11,10 +11,11 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 FIRST = ("torch==2.13.0",)
 
 
-def python_of(name: str, packages: tuple[str, ...]) -> Path:
+def python_of(name: str, packages: tuple[str, ...], *, alone: tuple[str, ...] = ()) -> Path:
     """The Python that has the peers of bench ``name``, set up on the first call.
 
-    AQAA_BENCH_VENV names an environment that has them already.
+    AQAA_BENCH_VENV names an environment that has them already. Packages of ``alone`` come without
+    what they ask for.
     """
     if given := os.environ.get("AQAA_BENCH_VENV"):
         return Path(given) / "bin" / "python"
@@ -28,5 +29,7 @@ def python_of(name: str, packages: tuple[str, ...]) -> Path:
         subprocess.run([*pip, *FIRST], check=True, stdout=sys.stderr)
         pins = ["-c", str(ROOT / "constraints.txt")]
         subprocess.run([*pip, *pins, *packages], check=True, stdout=sys.stderr)
+        if alone:
+            subprocess.run([*pip, "--no-deps", *alone], check=True, stdout=sys.stderr)
         done.touch()
     return python

@@ -1,0 +1,134 @@
+"""The clips of a corpus folder or of a manifest: what is to be encoded, under which key.
+
+Letters: T samples.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aqaa import lineage
+from aqaa.audio.file import PEAK, file_duration_s, prepare
+from aqaa.data.corpus import SPLITS, Corpus, question_part, seconds
+from aqaa.data.manifest import clip, read_manifest, sound_path
+from aqaa.errors import UsageError
+from aqaa.storage import sha256_file, tree_hash
+
+QUESTION_BOOKS = ("both", "linguistic")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """An audio part of a row, under ``key``; ``bare``: it needs the linguistic book alone."""
+
+    key: str
+    part: dict[str, Any]
+    seconds: float
+    bare: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """Clips of one place.
+
+    ``hash`` names its content; ``prepared``: clips are whole groups at a level already, as a corpus
+    keeps them, and are heard as they are.
+    """
+
+    folder: Path
+    clips: list[Clip]
+    hash: str
+    prepared: bool
+
+    def sound(self, clip_: Clip, peak: float) -> Tensor:
+        """Samples (T,) of a clip at 16 kHz, at the level that tokenizers of ``peak`` know.
+
+        Raises:
+            UsageError: the file cannot be read, or what is in it is no speech.
+        """
+        waveform = clip(clip_.part, self.folder)
+        if not self.prepared:
+            return torch.from_numpy(prepare(waveform, peak=peak).samples)
+        samples = waveform.samples
+        if peak != PEAK:
+            samples = samples * np.float32(peak / max(1e-9, float(np.abs(samples).max())))
+        return torch.from_numpy(samples)
+
+
+def source(path: str | Path, *, question_books: str = "both", verify: bool = True) -> Source:
+    """The clips of a corpus folder, or every audio part of an aqaa-jsonl manifest.
+
+    A corpus's keys are ``<split>/<row id>`` and ``answers/<answer id>``; a manifest's are
+    ``<its name>/<row id>``, with ``/<number>`` where a row has several.
+
+    Args:
+        path: folder or file.
+        question_books: ``both``, or ``linguistic``: questions in that book alone.
+        verify: hold a corpus against its manifest, which reads every file.
+
+    Raises:
+        UsageError: there is no such place, or two clips would have one key.
+    """
+    path = Path(path)
+    if question_books not in QUESTION_BOOKS:
+        raise UsageError(f"question_books={question_books} is neither both nor linguistic")
+    if verify:
+        lineage.parent(path)
+    if path.is_file():
+        clips = _manifest_clips(path, bare=question_books == "linguistic")
+        return Source(path.parent, clips, sha256_file(path), False)
+    corpus = Corpus(path)
+    bare = question_books == "linguistic"
+    clips = [_clip(f"answers/{k}", row["audio"], path) for k, row in corpus.answers.items()]
+    for split in SPLITS:
+        for row in corpus.rows(split):
+            clips.append(_clip(f"{split}/{row['id']}", question_part(row), path, bare))
+    return Source(path, _distinct(clips, path), tree_hash(path), True)
+
+
+def _manifest_clips(path: Path, *, bare: bool) -> list[Clip]:
+    clips = []
+    for row in read_manifest(path):
+        if not isinstance(row.get("id"), str):
+            raise UsageError(f"{path} holds a row without an id; `aqaa data validate` names it")
+        parts = [(part, human) for part, human in audio_parts(row) if "path" in part]
+        for number, (part, human) in enumerate(parts):
+            key = f"{path.stem}/{row['id']}" + (f"/{number}" if len(parts) > 1 else "")
+            clips.append(_clip(key, part, path.parent, bare and human))
+    return _distinct(clips, path)
+
+
+def audio_parts(row: dict[str, Any]) -> list[tuple[dict[str, Any], bool]]:
+    """Every audio part of a row of any kind, in order, and whether the human says it."""
+    found = [(row[name], False) for name in ("audio", "prompt") if isinstance(row.get(name), dict)]
+    for name in ("messages", "prompt", "chosen", "rejected"):
+        messages = row.get(name)
+        for message in messages if isinstance(messages, list) else []:
+            for part in message["content"]:
+                if part["type"] == "audio":
+                    found.append((part, message["role"] != "assistant"))
+    return found
+
+
+def _clip(key: str, part: dict[str, Any], folder: Path, bare: bool = False) -> Clip:
+    length_s = seconds(part)
+    if part.get("end") is None:
+        if "path" not in part:
+            raise UsageError(f"the clip {key} names no file")
+        length_s = file_duration_s(sound_path(part["path"], folder)) - (part.get("start") or 0.0)
+    return Clip(key, part, length_s, bare)
+
+
+def _distinct(clips: list[Clip], place: Path) -> list[Clip]:
+    seen: set[str] = set()
+    for found in clips:
+        if found.key in seen:
+            raise UsageError(f"{place} has two clips {found.key}: ids must differ")
+        seen.add(found.key)
+    if not clips:
+        raise UsageError(f"{place} holds no clip to encode")
+    return clips

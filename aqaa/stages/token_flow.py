@@ -1,0 +1,101 @@
+"""Train the full-size flow (paper section 2.3): interleaved audio ids to a mel at 22.05 kHz.
+
+Letters: B clips.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from aqaa.data.token_voice import TokenBatch
+from aqaa.release.start import start_from as begin_at
+from aqaa.stages.average import RunningAverage
+from aqaa.stages.optimizer import OptimizerSettings
+from aqaa.storage import Gather, atomic_folder, in_place
+from aqaa.vocoder.token_flow import TokenFlow
+
+
+class TokenFlowTraining(pl.LightningModule):
+    """Trains a :class:`TokenFlow`; its running average is what is checked and exported.
+
+    Args:
+        network: partial of the flow.
+        optimizer: settings.
+        average_decay: of the running average of the weights.
+        prompt_in_loss: count the frames that a prompt gives away too, as CosyVoice does.
+        start_from: folder of a flow to go on from, ours or a released vocoder's (None: at chance).
+    """
+
+    def __init__(
+        self,
+        *,
+        network: Callable[[], TokenFlow],
+        optimizer: OptimizerSettings,
+        average_decay: float = 0.999,
+        prompt_in_loss: bool = False,
+        start_from: str | None = None,
+    ) -> None:
+        super().__init__()
+        self._network = network
+        self._optimizer = optimizer
+        self._decay = average_decay
+        self._prompt_in_loss = prompt_in_loss
+        self._start = start_from
+        self.flow: Any = None
+        self.average: Any = None
+
+    def configure_model(self) -> None:
+        """Build the flow and its average; nothing on a second call."""
+        if self.flow is not None:
+            return
+        self.flow = self._network()
+        if self._start is not None:
+            begin_at(self.flow, self._start)
+        if self.trainer.datamodule.source.speakers is None:  # type: ignore[attr-defined]
+            # Nothing teaches it, and ranks would wait for its gradient.
+            self.flow.spk_embed_affine_layer.requires_grad_(False)
+        self.flow.train()
+        self.average = RunningAverage(network=self.flow, decay=self._decay)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW on the flow, not on its average."""
+        return self._optimizer.build(self.flow, int(self.trainer.estimated_stepping_batches))
+
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        loss = self._loss(self.flow, batch)
+        self.log("train/loss", loss.detach(), batch_size=len(batch.tokens))
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: TokenBatch, batch_idx: int) -> None:
+        """Move the running average."""
+        self.average.follow(self.flow, self.global_step)
+
+    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        """Loss of the running average under fixed chance."""
+        loss = self._loss(self.average.module, batch)
+        self.log("validation/loss", loss, batch_size=len(batch.tokens))
+
+    def _loss(self, flow: TokenFlow, batch: TokenBatch) -> Tensor:
+        loss: Tensor = flow(
+            batch.tokens,
+            batch.mel,
+            token_counts=batch.token_counts,
+            frame_counts=batch.frame_counts,
+            draw=batch.draw,
+            speaker=batch.speaker,
+            heard=batch.heard,
+            prompt_in_loss=self._prompt_in_loss,
+        )
+        return loss
+
+    def export(self, folder: Path, gather: Gather = in_place) -> None:
+        """Write the averaged flow's folder."""
+        with gather([]) as mine:
+            if mine:
+                with atomic_folder(folder) as temporary:
+                    self.average.module.save(temporary)

@@ -1,0 +1,309 @@
+"""Extraction: killed anywhere it goes on without a duplicate or a gap; shares become one store."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from aqaa.audio.file import write_audio
+from aqaa.data.extraction import PADDED_SHARE, buckets, encode
+from aqaa.data.keyed_clips import audio_parts, source
+from aqaa.data.manifest import write_manifest
+from aqaa.data.parts import Part, read_part
+from aqaa.data.token_store import TokenStore
+from aqaa.data.tokenize import tokenize
+from aqaa.errors import UsageError
+from aqaa.signals import CodePair
+from aqaa.storage import read_json, write_json
+from aqaa.tokenizer.batched import encode_alone, pieces_of
+from aqaa.tokenizer.dual import DualTokenizer
+from tests.golden.make import dual, released_dual
+from tests.release.test_tokenizer import write_release
+
+CLIPS = 48
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 clips of 0.4 to 2 s in one file, some of them a question and an answer of one row."""
+    folder = tmp_path_factory.mktemp("speech")
+    rng = np.random.default_rng(0)
+    seconds = rng.uniform(0.4, 2.0, CLIPS).round(3)
+    ends = seconds.cumsum()
+    noise = 0.1 * rng.standard_normal(int(ends[-1] * 16_000) + 1).astype(np.float32)
+    write_audio(folder / "all.wav", noise, 16_000)
+    parts = [
+        {"path": "all.wav", "start": float(end - s), "end": float(end)}
+        for s, end in zip(seconds, ends, strict=True)
+    ]
+    rows: list[dict[str, object]] = [
+        {"id": f"a{i}", "kind": "asr", "text": "x", "audio": part}
+        for i, part in enumerate(parts[:-2])
+    ]
+    turns = [{"type": "audio", **part} for part in parts[-2:]]
+    roles = ({"role": r, "content": [t]} for r, t in zip(("user", "assistant"), turns, strict=True))
+    rows.append({"id": "chat", "messages": list(roles)})
+    write_manifest(folder / "speech.jsonl", rows)
+    return folder / "speech.jsonl"
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("books")
+    dual().save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(manifest: Path, books: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of an extraction that nothing interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "tokens"
+    run(manifest, books, out)
+    return out
+
+
+def run(manifest: Path, books: Path, out: Path, **more: object) -> None:
+    given = {"device": "cpu", "batch_s": 6.0, **more}
+    tokenize(corpus=str(manifest), tokenizers=str(books), out=str(out), **given)  # type: ignore[arg-type]
+
+
+def same_store(one: Path, other: Path) -> bool:
+    names = ["keys.json", "meta.json", *(f"{b}.{e}" for b in ("linguistic", "semantic")
+                                         for e in ("bin", "idx"))]  # fmt: skip
+    return all((one / n).read_bytes() == (other / n).read_bytes() for n in names)
+
+
+def test_every_clip_has_the_codes_it_has_alone(manifest: Path, books: Path, whole: Path) -> None:
+    store, tokenizer, found = TokenStore(whole), DualTokenizer.load(books), source(manifest)
+    assert store.keys() == [c.key for c in found.clips]
+    assert store.keys()[-2:] == ["speech/chat/0", "speech/chat/1"]
+    for clip in found.clips:
+        samples = found.sound(clip, tokenizer.peak)
+        for book in ("linguistic", "semantic"):
+            one = getattr(tokenizer, book)
+            alone = [c for piece in pieces_of(one, samples) for c in encode_alone(one, piece)]
+            assert getattr(store[clip.key], book) == alone and len(alone) > 3
+    copied = whole / "tokenizer/semantic/model.safetensors"
+    assert copied.read_bytes() == (books / "semantic/model.safetensors").read_bytes()
+    assert not whole.with_name("tokens.parts").exists()
+
+
+def test_workers_batches_and_shares_change_nothing(
+    manifest: Path, books: Path, whole: Path, tmp_path: Path
+) -> None:
+    run(manifest, books, tmp_path / "workers", workers=2, batch_s=1.0)
+    assert same_store(tmp_path / "workers", whole)
+    for shard in (2, 0, 1):
+        run(manifest, books, tmp_path / "shares", shard=f"{shard}/3", batch_s=60.0)
+    assert not (tmp_path / "shares").exists()
+    run(manifest, books, tmp_path / "shares", shard="merge")
+    assert same_store(tmp_path / "shares", whole)
+
+
+def test_a_released_folder_tokenizes(manifest: Path, tmp_path: Path) -> None:
+    released = write_release(tmp_path / "release")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("aqaa.tokenizer.released.PIECE_SAMPLES", 20_000)
+        run(manifest, released, tmp_path / "tokens")
+        store, found = TokenStore(tmp_path / "tokens"), source(manifest)
+        tokenizer = DualTokenizer.load(store.tokenizer)
+        assert tokenizer.peak == 0.999
+        for clip in found.clips[::7]:
+            assert store[clip.key] == tokenizer.encode(found.sound(clip, tokenizer.peak))
+
+
+def test_killed_at_random_moments_it_goes_on_without_a_duplicate_or_a_gap(
+    manifest: Path, books: Path, whole: Path, tmp_path: Path
+) -> None:
+    out, rng = tmp_path / "tokens", random.Random(1)
+    part = tmp_path / "tokens.parts/00000-of-00001"
+    context, seen = multiprocessing.get_context("fork"), [0]
+    for attempt in range(60):
+        child = context.Process(target=_child, args=(manifest, books, out, attempt % 4 == 3))
+        child.start()
+        limit = time.monotonic() + (rng.uniform(0.0, 0.6) if attempt < 12 else 20.0)
+        # Most are killed right after a batch, where files are being written.
+        while child.is_alive() and time.monotonic() < limit:
+            grown = (part / "done.jsonl").stat().st_size if part.is_dir() else 0
+            if attempt < 12 and grown > seen[-1]:
+                time.sleep(rng.uniform(0.0, 0.01))
+                break
+            time.sleep(0.001)
+        assert child.pid is not None
+        if child.is_alive():
+            os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        if child.exitcode == 0:
+            break
+        assert child.exitcode == -signal.SIGKILL
+        seen.append((part / "done.jsonl").stat().st_size if part.is_dir() else 0)
+    assert len(set(seen)) > 3, "it was killed while it was getting on"
+    run(manifest, books, out, shard="merge")
+    assert same_store(out, whole)
+
+
+def _child(manifest: Path, books: Path, out: Path, worker: bool) -> None:
+    torch.set_num_threads(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    # Not the merge: Arrow's threads, once started, do not survive a fork.
+    run(manifest, books, out, batch_s=2.5, workers=int(worker), shard="0/1")
+
+
+def test_a_tail_cut_at_any_byte_is_taken_back(tmp_path: Path) -> None:
+    pairs = {f"k{i}": CodePair([i] * (2 + i), [7 * i] * (3 + i)) for i in range(4)}
+    with Part(tmp_path / "whole", {"a": 1}) as part:
+        for pair in pairs.items():
+            part.append([pair])
+    files = {p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()}
+    lines = files["done.jsonl"].splitlines(keepends=True)
+    before = len(b"".join(lines[:-1]))
+    for name in ("done.jsonl", "linguistic.bin", "semantic.bin"):
+        # Every third byte: each case costs some syncs of a disk.
+        cuts = range(before if name == "done.jsonl" else 0, len(files[name]), 3)
+        for cut in cuts:
+            folder = tmp_path / "cut"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            for other, data in files.items():
+                (folder / other).write_bytes(data[:cut] if other == name else data)
+            with Part(folder, {"a": 1}) as part:
+                rest = [(k, p) for k, p in pairs.items() if k not in part.done]
+                assert rest, (name, cut)
+                part.append(rest)
+            found = {k: CodePair(*(c.tolist() for c in codes)) for k, codes in read_part(folder)}
+            assert found == pairs, (name, cut)
+            assert {p.name: p.stat().st_size for p in folder.iterdir()} == {
+                n: len(d) for n, d in files.items()
+            }
+
+
+def test_a_part_of_other_work_is_begun_anew_and_one_in_use_refused(tmp_path: Path) -> None:
+    with Part(tmp_path / "p", {"tokenizer_hash": "a"}) as part:
+        part.append([("k", CodePair([1], [2])), ("l", CodePair([], []))])
+        context = multiprocessing.get_context("fork")
+        other = context.Process(target=_refused, args=(tmp_path / "p",))
+        other.start(), other.join(20)
+        assert other.exitcode == 7
+    with Part(tmp_path / "p", {"tokenizer_hash": "a"}) as part:
+        assert (part.done, part.discarded) == ({"k", "l"}, 0)
+    with Part(tmp_path / "p", {"tokenizer_hash": "b"}) as part:
+        assert (part.done, part.discarded) == (set(), 2)
+    assert list(read_part(tmp_path / "p")) == []
+
+
+def _refused(folder: Path) -> None:
+    try:
+        Part(folder, {"tokenizer_hash": "a"})
+    except UsageError as error:
+        os._exit(7 if f"another process is at work in {folder}" in str(error) else 1)
+
+
+def test_a_merge_names_what_is_missing_double_or_foreign(
+    manifest: Path, books: Path, tmp_path: Path
+) -> None:
+    out, parts = tmp_path / "tokens", tmp_path / "tokens.parts"
+
+    def merged(sentence: str) -> None:
+        with pytest.raises(UsageError, match=sentence):
+            run(manifest, books, out, shard="merge")
+        assert not out.exists()
+
+    merged("tokens.parts holds no part: run `aqaa data tokenize shard=0/N")
+    for shard in (0, 2):
+        run(manifest, books, out, shard=f"{shard}/4")
+    merged("lacks 2 of 4 shards: 1, 3")
+    for shard in (1, 3):
+        run(manifest, books, out, shard=f"{shard}/4")
+    shutil.copytree(parts / "00003-of-00004", parts / "copy")
+    merged("copy and .*00003-of-00004 both are shard 3|00003-of-00004 both are shard 3")
+    shutil.rmtree(parts / "copy")
+    shutil.copytree(parts / "00001-of-00004", parts / "other")
+    write_json(parts / "other/part.json", {**read_json(parts / "other/part.json"), "shard": "7/9"})
+    merged("arrays of different sizes lie together")
+    shutil.rmtree(parts / "other")
+    record = read_json(parts / "00002-of-00004/part.json")
+    write_json(parts / "00002-of-00004/part.json", {**record, "tokenizer_hash": "older"})
+    merged("00002-of-00004 was made with tokenizer_hash older, not .* run shard=2/4 again")
+    write_json(parts / "00002-of-00004/part.json", record)
+    data = bytearray((parts / "00002-of-00004/semantic.bin").read_bytes())
+    data[5] ^= 1
+    (parts / "00002-of-00004/semantic.bin").write_bytes(data)
+    merged("00002-of-00004 is damaged at speech/")
+    data[5] ^= 1
+    (parts / "00002-of-00004/semantic.bin").write_bytes(data)
+    lines = (parts / "00001-of-00004/done.jsonl").read_bytes().splitlines(keepends=True)
+    (parts / "00001-of-00004/done.jsonl").write_bytes(b"".join(lines[:-1]))
+    merged("00001-of-00004 holds 11 of 12 clips: run shard=1/4 to its end")
+    run(manifest, books, out, shard="1/4")
+    run(manifest, books, out, shard="merge")
+    assert TokenStore(out).keys()
+
+
+@pytest.mark.parametrize("shard", ["4/4", "x", "-1/4", "1/0", "1"])
+def test_a_share_that_is_none_is_refused(
+    shard: str, manifest: Path, books: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=f"shard={shard} is neither merge nor K/N"):
+        run(manifest, books, tmp_path / "out", shard=shard)
+
+
+def test_a_clip_that_cannot_be_heard_is_named_and_the_rest_kept(
+    manifest: Path, books: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "speech"
+    shutil.copytree(manifest.parent, folder)
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows.insert(3, {"id": "mute", "kind": "audio", "audio": {"path": "mute.wav"}})
+    write_audio(folder / "mute.wav", np.zeros(8000, np.float32), 16_000)
+    write_manifest(folder / "speech.jsonl", rows)
+    for workers in (0, 1):
+        with pytest.raises(UsageError, match="speech/mute: the sound is silent") as caught:
+            run(folder / "speech.jsonl", books, tmp_path / "out", workers=workers, batch_s=1.0)
+        assert "Traceback" not in str(caught.value)
+    assert (tmp_path / "out.parts/00000-of-00001/done.jsonl").stat().st_size
+    write_manifest(folder / "speech.jsonl", [*rows[:3], rows[3], rows[3]])
+    with pytest.raises(UsageError, match="has two clips speech/mute: ids must differ"):
+        run(folder / "speech.jsonl", books, tmp_path / "out")
+
+
+def test_padding_stays_below_its_share() -> None:
+    rng = random.Random(0)
+    for lengths in ([rng.uniform(0.5, 30) for _ in range(500)], [1, 2, 4, 8, 16], [3.0] * 40):
+        found = buckets(lengths, 60.0)
+        assert sorted(i for bucket in found for i in bucket) == list(range(len(lengths)))
+        for bucket in found:
+            longest = max(lengths[i] for i in bucket)
+            padding = len(bucket) * longest - sum(lengths[i] for i in bucket)
+            assert padding <= PADDED_SHARE * len(bucket) * longest + 1e-9
+            assert len(bucket) * longest <= 60.0 or len(bucket) == 1
+    assert len(buckets([3.0] * 40, 60.0)) == 2
+
+
+def test_pieces_of_a_long_clip_are_not_padded_to_each_other(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aqaa.tokenizer.released.PIECE_SAMPLES", 9_000)
+    found = source(manifest)
+    batches = list(encode(found, found.clips, released_dual(), batch_s=20.0, workers=0))
+    assert sum(b.padded_frames for b in batches) <= PADDED_SHARE * sum(b.frames for b in batches)
+    assert sum(b.seconds for b in batches) == pytest.approx(sum(c.seconds for c in found.clips))
+
+
+def test_audio_parts_of_a_row_come_with_who_speaks() -> None:
+    part = [{"type": "audio", "path": f"{i}.wav"} for i in range(5)]
+    pair = {
+        "prompt": [{"role": "user", "content": [part[0]]}],
+        "chosen": [{"role": "assistant", "content": [{"type": "text", "text": "x"}, part[1]]}],
+        "rejected": [{"role": "assistant", "content": [part[2]]}],
+    }
+    assert audio_parts(pair) == [(part[0], True), (part[1], False), (part[2], False)]
+    flat = {"audio": part[3], "prompt": part[4], "text": "x"}
+    assert audio_parts(flat) == [(part[3], False), (part[4], False)]

@@ -1,0 +1,44 @@
+"""The bundled voice says what it hears again; the table and its JSON."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from aqaa.answer import DEMO
+from tests.conftest import Chain
+from tests.runs import tool
+
+VOICE = ["--waveform", str(DEMO / "vocoder/waveform"), "--flow", str(DEMO / "vocoder/flow")]
+WHOLE = [*VOICE, "--tokenizer", str(DEMO / "tokenizer")]
+
+
+def test_a_folder_of_sounds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(DEMO / "question.wav", tmp_path / "a.wav")
+    assert tool("resynthesis").main([str(tmp_path), *WHOLE, "--out", str(tmp_path / "out")]) == 0
+    *table, last = capsys.readouterr().out.strip().splitlines()
+    found = json.loads(last)
+    head, codes = (found[way]["mel_distance"]["value"] for way in ("head", "codes"))
+    assert found["clips"] == 1 and 0 < head < codes < 2
+    assert found["recognised"] == {}
+    assert any(line.startswith("| mel_distance") and f"{codes:.3f}" in line for line in table)
+    assert "not measured" in table[-1]
+    assert sorted(p.parent.name for p in (tmp_path / "out").rglob("*.wav")) == ["codes", "head"]
+
+
+def test_manifests_are_listened_to(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("pocketsphinx")
+    words = [str(chain / "corpus"), "--waveform", str(DEMO / "vocoder/waveform"), "--rows", "6"]
+    assert tool("resynthesis").main(words) == 0
+    found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert set(found["recognised"]) == {"original", "head"} and "codes" not in found
+    assert found["recognised"]["original"]["n"] == 6
+    assert found["recognised"]["original"]["value"] > 0.5
+
+
+def test_nothing_to_measure_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tool("resynthesis").main([str(tmp_path), *VOICE]) == 2
+    assert "no sound file and no manifest lies there" in capsys.readouterr().err

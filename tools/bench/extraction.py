@@ -1,0 +1,152 @@
+"""Batched extraction beside encoding one by one: seconds of sound a processor second.
+
+    python tools/bench/extraction.py size=released clips=12 shortest_s=2 longest_s=6 repeats=3
+
+Both read the same clips and give codes of both books, in turns, in one process on one thread; the
+time is the processor's, which is what the work costs on a shared machine. ``size`` is ``released``
+(the published sizes, random weights, 289 million parameters) or ``small`` (the walkthrough's
+sizes). The peer is each clip by itself, as a question is heard when it is asked. ``equal``: every
+code is the same. The last line is JSON.
+"""
+
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+BATCH_S = 120.0
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Processor seconds of a call, and what it gave."""
+    begun = time.process_time()
+    found = call()
+    return time.process_time() - begun, found
+
+
+def tokenizers(size: str) -> Any:
+    """Both books with random weights, their codes where such encoders' vectors may lie."""
+    import torch
+
+    from aqaa.tokenizer.dual import DualTokenizer
+    from aqaa.tokenizer.released import LinguisticTokenizer, SemanticTokenizer
+    from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer
+
+    torch.manual_seed(0)
+    books: list[Any]
+    if size == "released":
+        books = [LinguisticTokenizer(encoder={}), SemanticTokenizer(network={})]
+    else:
+        phones = [f"p{i}" for i in range(40)]
+        books = [
+            SpeechTokenizer(
+                book=book, phones=phones, codes=codes, frames_per_code=frames, ctc_steps=2
+            )
+            for book, codes, frames in (("linguistic", 1024, 6), ("semantic", 4096, 4))
+        ]
+    for book in books:
+        vectors = torch.randn(book.codebook.vectors.shape)
+        book.codebook.hold(torch.nn.functional.normalize(vectors, dim=-1))
+    return DualTokenizer(*books)
+
+
+def write_speech(folder: Path, clips: int, shortest_s: float, longest_s: float) -> Path:
+    """A manifest of noise whose loudness rises and falls as speech does."""
+    import numpy as np
+
+    from aqaa.audio.file import write_audio
+    from aqaa.data.manifest import write_manifest
+
+    rng, rows = np.random.default_rng(0), []
+    for i in range(clips):
+        count = int(rng.uniform(shortest_s, longest_s) * 16_000)
+        level = 0.2 * np.abs(np.sin(np.arange(count) * 4e-4)) + 0.01
+        write_audio(folder / f"{i}.wav", level * rng.standard_normal(count), 16_000)
+        rows.append({"id": f"c{i}", "kind": "audio", "audio": {"path": f"{i}.wav"}})
+    write_manifest(folder / "speech.jsonl", rows)
+    return folder / "speech.jsonl"
+
+
+def bench(*, size: str, clips: int, shortest_s: float, longest_s: float, repeats: int) -> Any:
+    """Encode in turns; returns the record."""
+    import torch
+
+    from aqaa.data.extraction import encode
+    from aqaa.data.keyed_clips import source
+    from aqaa.signals import CodePair
+    from aqaa.tokenizer.batched import encode_alone, pieces_of
+
+    torch.set_num_threads(1)
+    dual = tokenizers(size)
+    padding: list[float] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        found = source(write_speech(Path(temporary), clips, shortest_s, longest_s))
+        sound_s = sum(clip.seconds for clip in found.clips)
+
+        def batched() -> dict[str, Any]:
+            codes: dict[str, Any] = {}
+            padded = frames = 0
+            for batch in encode(found, found.clips, dual, batch_s=BATCH_S, workers=0):
+                codes |= dict(batch.codes)
+                padded, frames = padded + batch.padded_frames, frames + batch.frames
+            padding.append(padded / frames)
+            return codes
+
+        def alone(samples: Any) -> Any:
+            if size == "released":
+                return dual.encode(samples)
+            codes = [[c for p in pieces_of(book, samples) for c in encode_alone(book, p)]
+                     for book in (dual.linguistic, dual.semantic)]  # fmt: skip
+            return CodePair(*codes)
+
+        batched()  # warms up
+        taken: dict[str, list[float]] = {"ours": [], "peer": []}
+        for _ in range(repeats):
+            spent, ours = timed(batched)
+            taken["ours"].append(spent)
+            spent, theirs = timed(
+                lambda: {c.key: alone(found.sound(c, dual.peak)) for c in found.clips}
+            )
+            taken["peer"].append(spent)
+    rate = {name: sound_s / statistics.median(seconds) for name, seconds in taken.items()}
+    print(f"{clips} clips, {sound_s:.1f} s of sound; batched {rate['ours']:.2f} s/s, one by one "
+          f"{rate['peer']:.2f} s/s, {padding[-1]:.1%} padding")  # fmt: skip
+    return {
+        "bench": "extraction",
+        "ours": round(rate["ours"], 2),
+        "peer": round(rate["peer"], 2),
+        "unit": f"s of sound a processor second, {size} size, one thread",
+        "ratio": round(rate["ours"] / rate["peer"], 2),
+        "padded_share": round(padding[-1], 4),
+        "equal": ours == theirs,
+        "machine": f"{os.cpu_count()}-core {platform.machine()} CPU",
+        "versions": {"torch": version("torch")},
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns 0 if both gave the same codes."""
+    asked: dict[str, Any] = {"size": "released", "clips": 12, "shortest_s": 2.0, "longest_s": 6.0,
+                             "repeats": 3}  # fmt: skip
+    for word in argv:
+        key, equals, value = word.partition("=")
+        if not equals or key not in asked or (key == "size" and value not in ("released", "small")):
+            print(f"extraction: {word}: it takes {', '.join(asked)}, as key=value", file=sys.stderr)
+            return 2
+        asked[key] = type(asked[key])(value)
+    sys.path.insert(0, str(ROOT))
+    found = bench(**asked)
+    print(json.dumps(found))
+    return int(not found["equal"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

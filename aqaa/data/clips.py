@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aqaa.audio.file import PEAK, read_audio, trim
+from aqaa.audio.pitch import pitch
 from aqaa.audio.vocoder_mel import EDGE_SAMPLES, MAGNITUDE_FLOOR, vocoder_mel
-from aqaa.audio.yin import pitch
 from aqaa.data.corpus import question_part
 from aqaa.data.manifest import read_manifest, sound_path
 from aqaa.errors import UsageError

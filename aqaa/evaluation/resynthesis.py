@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from aqaa.audio.file import at_rate
+from aqaa.audio.pitch import pitch
 from aqaa.audio.vocoder_mel import vocoder_mel
-from aqaa.audio.yin import pitch
 from aqaa.signals import QUESTION_RATE_HZ, VOCODER_HOP_SAMPLES, VOCODER_RATE_HZ, Waveform
 
 # Of each measure: its unit or range, and whether more is better.

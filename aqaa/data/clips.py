@@ -19,6 +19,7 @@ from aqaa.audio.file import PEAK, read_audio, trim
 from aqaa.audio.pitch import pitch
 from aqaa.audio.vocoder_mel import EDGE_SAMPLES, MAGNITUDE_FLOOR, vocoder_mel
 from aqaa.data.corpus import question_part
+from aqaa.data.keyed_clips import audio_parts
 from aqaa.data.manifest import read_manifest, sound_path
 from aqaa.errors import UsageError
 from aqaa.signals import VOCODER_HOP_SAMPLES, VOCODER_RATE_HZ
@@ -70,11 +71,7 @@ def _parts(row: dict[str, Any], corpus: bool) -> list[tuple[str, dict[str, Any]]
     if corpus:
         part = row.get("audio") or question_part(row)
         return [("", part)] if "path" in part else []
-    found = [row[name] for name in ("audio", "prompt") if isinstance(row.get(name), dict)]
-    for name in ("messages", "prompt", "chosen", "rejected"):
-        messages = row[name] if isinstance(row.get(name), list) else []
-        found += [p for m in messages for p in m["content"] if p["type"] == "audio"]
-    found = [part for part in found if "path" in part]
+    found = [part for part, _ in audio_parts(row) if "path" in part]
     return [(f"/{i}" if len(found) > 1 else "", part) for i, part in enumerate(found)]
 
 

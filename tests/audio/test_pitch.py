@@ -85,8 +85,10 @@ def test_against_a_loop() -> None:
         apart = [float((window - clip[start + lag : start + lag + width]).square().sum())
                  for lag in range(lags)]  # fmt: skip
         normal = [1.0] + [apart[k] * k / sum(apart[1 : k + 1]) for k in range(1, lags)]
-        first = next(k for k in range(32, lags - 1)
-                     if normal[k] < 0.35 and normal[k - 1] > normal[k] <= normal[k + 1])  # fmt: skip
+        valleys = (
+            k for k in range(32, lags - 1) if normal[k - 1] > normal[k] <= normal[k + 1]
+        )
+        first = next(k for k in valleys if normal[k] < 0.35)
         assert abs(16_000 / float(found.f0_hz[n]) - first) <= 0.5, n
 
 

@@ -126,7 +126,7 @@ def test_killed_at_random_moments_it_goes_on_without_a_duplicate_or_a_gap(
     out, rng = tmp_path / "tokens", random.Random(1)
     part = tmp_path / "tokens.parts/00000-of-00001"
     context, seen = multiprocessing.get_context("fork"), [0]
-    for attempt in range(60):
+    for attempt in range(18):
         child = context.Process(target=_child, args=(manifest, books, out, attempt % 4 == 3))
         child.start()
         limit = time.monotonic() + (rng.uniform(0.0, 0.6) if attempt < 12 else 20.0)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from aqaa.signals import QUESTION_RATE_HZ, SEMANTIC_RATE_HZ
 
-PLACE_SAMPLES = int(QUESTION_RATE_HZ / SEMANTIC_RATE_HZ)
+STEP_SAMPLES = int(QUESTION_RATE_HZ / SEMANTIC_RATE_HZ)
 LEVEL_SAMPLES = 1024  # a level is measured over so many
 FAINTEST = 1e-5  # RMS: nothing is quieter
 LOWEST_HZ, HIGHEST_HZ = 60.0, 500.0
@@ -58,13 +58,13 @@ class Voice(NamedTuple):
     level: Tensor
 
 
-def voice(samples: Tensor, places: int) -> Voice:
+def voice(samples: Tensor, places: int, *, step_samples: int = STEP_SAMPLES) -> Voice:
     """Pitch and level of (T,) at 16 kHz around the samples 0, 640, 1280 ... of so many places."""
-    rest = max(0, places * PLACE_SAMPLES + LEVEL_SAMPLES - len(samples))
-    moved = F.pad(samples.float(), (PLACE_SAMPLES // 2, rest))  # a hop's middle is a place now
-    f0_hz = pitch(moved, rate_hz=QUESTION_RATE_HZ, hop_samples=PLACE_SAMPLES)[:places]
+    rest = max(0, places * step_samples + LEVEL_SAMPLES - len(samples))
+    moved = F.pad(samples.float(), (step_samples // 2, rest))  # a hop's middle is a place now
+    f0_hz = pitch(moved, rate_hz=QUESTION_RATE_HZ, hop_samples=step_samples)[:places]
     around = F.pad(samples.float(), (LEVEL_SAMPLES // 2, rest))
-    rms = around.unfold(0, LEVEL_SAMPLES, PLACE_SAMPLES)[:places].pow(2).mean(1).sqrt()
+    rms = around.unfold(0, LEVEL_SAMPLES, step_samples)[:places].pow(2).mean(1).sqrt()
     return Voice(f0_hz, rms.clamp(min=FAINTEST).log())
 
 

@@ -3,7 +3,7 @@
 Letters: B clips, F frames, N codes, D code width, P labels, n vectors.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer, TokenizerOutput
 
 Network = SpeechTokenizer | LinguisticLearner | SemanticLearner
 Batch = SpeechBatch | HeardBatch
+WEIGHTS = {"ctc": 1.0, "mel": 0.0, "commitment": 0.25}
 _AFTER = 1.0  # share of the steps: the codebook comes when all are done
 
 
@@ -43,8 +44,8 @@ class Tokenizer(pl.LightningModule):
         codebook_batches: clean batches the k-means sees.
         codebook_rounds: k-means rounds.
         restart_every: steps between restarts of codes that are dead (0: never).
-        ctc_weight, mel_weight, commitment_weight: of the loss terms; the linguistic book has no
-            mel.
+        weights: of the loss terms ``ctc``, ``mel`` and ``commitment`` where they differ from
+            :data:`WEIGHTS`; the linguistic book of the released kind has no mel.
         average_decay: of a running average of the weights, which is then what is checked and
             exported (None: the weights themselves).
         start_from: folder of a released tokenizer, or of one of ours, to go on from.
@@ -60,9 +61,7 @@ class Tokenizer(pl.LightningModule):
         codebook_batches: int = 60,
         codebook_rounds: int = 4,
         restart_every: int = 0,
-        ctc_weight: float = 1.0,
-        mel_weight: float = 0.0,
-        commitment_weight: float = 0.25,
+        weights: Mapping[str, float] | None = None,
         average_decay: float | None = None,
         start_from: str | None = None,
         seed: int = 0,
@@ -76,7 +75,9 @@ class Tokenizer(pl.LightningModule):
         self._codebook_batches = codebook_batches
         self._codebook_rounds = codebook_rounds
         self._restart_every = restart_every
-        self._weights = (ctc_weight, mel_weight, commitment_weight)
+        if unknown := sorted(set(weights or {}) - set(WEIGHTS)):
+            raise UsageError(f"stage.weights {unknown}: there are {', '.join(WEIGHTS)}")
+        self._weights = {**WEIGHTS, **(weights or {})}
         self._decay = average_decay
         self._start = start_from
         self._seed = seed
@@ -191,7 +192,6 @@ class Tokenizer(pl.LightningModule):
         self.log_dict({f"validation/{k}": v for k, v in values.items()}, batch_size=max(1, total))
 
     def _loss(self, out: TokenizerOutput, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        ctc_weight, mel_weight, commitment_weight = self._weights
         rows = [i for i, labels in enumerate(batch.labels) if labels is not None]
         spoken = [labels for labels in batch.labels if labels is not None]
         whole = len(rows) == len(out.log_probs)
@@ -202,13 +202,13 @@ class Tokenizer(pl.LightningModule):
                 spoken,
             )
         }
-        loss = ctc_weight * terms["ctc"]
+        loss = self._weights["ctc"] * terms["ctc"]
         if out.mel is not None:
             terms["mel"] = mel_distance(out.mel, batch.mel, batch.mask)
-            loss = loss + mel_weight * terms["mel"]
+            loss = loss + self._weights["mel"] * terms["mel"]
         if out.codes is not None:
             terms["commitment"] = commitment(out.z, out.quantised, out.mask)
-            loss = loss + commitment_weight * terms["commitment"]
+            loss = loss + self._weights["commitment"] * terms["commitment"]
         for name, term in out.extra.items():
             loss = loss + out.weights[name] * term
         terms |= out.extra

@@ -8,6 +8,7 @@ steps, E emotions, M mel bins, n vectors.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 from aqaa.audio.fbank import FRAME_WIDTH
 from aqaa.errors import UsageError
 from aqaa.losses.voice import emotion_loss, level_distance, pitch_distance
-from aqaa.signals import LINGUISTIC_CODES, SEMANTIC_CODES
+from aqaa.signals import LINGUISTIC_CODES
 from aqaa.storage import load_tensors, read_json, save_organ
 from aqaa.tokenizer.codebook import Codebook, Quantised
 from aqaa.tokenizer.released import LinguisticTokenizer, SemanticTokenizer
@@ -135,13 +136,13 @@ class SemanticLearner(nn.Module):
     Args:
         labels: CTC labels in order; label 0 is the blank and not among them.
         emotions: names of the emotions in the data.
-        bins: of the mel.
-        width, blocks, heads, inner: of the encoder.
+        network: sizes of the :class:`SemanticTokenizer`: ``bins`` of the mel; ``width``,
+            ``blocks``, ``heads`` and ``inner`` of the encoder; ``positions``, the longest clip in
+            steps of 40 ms; ``codes`` of the book.
         behind: blocks behind the book.
-        positions: the longest clip, in steps of 40 ms.
-        codes: size of the book.
         ctc_steps: CTC steps a code.
-        pitch_weight, energy_weight, emotion_weight: of the heads that each code is told from.
+        weights: of the heads that each code is told from: ``pitch``, ``energy``, ``emotion``; one
+            left out does not learn.
         decay: of the book's moving averages.
     """
 
@@ -152,43 +153,39 @@ class SemanticLearner(nn.Module):
         *,
         labels: list[str],
         emotions: list[str],
-        bins: int = 128,
-        width: int = 1280,
-        blocks: int = 6,
-        heads: int = 20,
-        inner: int = 5120,
+        network: Mapping[str, int],
         behind: int = 6,
-        positions: int = 1500,
-        codes: int = SEMANTIC_CODES,
         ctc_steps: int = 2,
-        pitch_weight: float = 0.0,
-        energy_weight: float = 0.0,
-        emotion_weight: float = 0.0,
+        weights: Mapping[str, float] | None = None,
         decay: float = 0.97,
     ) -> None:
         super().__init__()
-        sizes = {"bins": bins, "width": width, "blocks": blocks, "heads": heads}
-        sizes |= {"inner": inner, "positions": positions, "codes": codes}
-        if emotion_weight and len(emotions) < 2:
+        sizes = {name: int(size) for name, size in network.items()}
+        self.weights = {"pitch": 0.0, "energy": 0.0, "emotion": 0.0}
+        if unknown := sorted(set(weights or {}) - set(self.weights)):
+            raise UsageError(f"tokenizer.weights {unknown}: there are {', '.join(self.weights)}")
+        self.weights |= weights or {}
+        if self.weights["emotion"] and len(emotions) < 2:
             raise UsageError(
-                f"tokenizer.emotion_weight={emotion_weight:g} needs utterances of at least two "
-                f"emotions; the data name {emotions or 'none'}"
+                f"tokenizer.weights.emotion={self.weights['emotion']:g} needs utterances of at "
+                f"least two emotions; the data name {emotions or 'none'}"
             )
-        self.weights = {"pitch": pitch_weight, "energy": energy_weight, "emotion": emotion_weight}
         self.settings: dict[str, Any] = {"labels": list(labels), "emotions": list(emotions)}
-        self.settings |= {**sizes, "behind": behind, "ctc_steps": ctc_steps, "decay": decay}
-        self.settings |= {f"{name}_weight": weight for name, weight in self.weights.items()}
+        self.settings |= {"network": sizes, "behind": behind, "ctc_steps": ctc_steps}
+        self.settings |= {"weights": self.weights, "decay": decay}
         self.ctc_steps = ctc_steps
         self.tokenizer = SemanticTokenizer(network=sizes)
         self.tokenizer.codebook.decay = decay
+        width = sizes["width"]
         self.behind = nn.ModuleList(
-            WhisperBlock(width=width, heads=heads, inner=inner) for _ in range(behind)
+            WhisperBlock(width=width, heads=sizes["heads"], inner=sizes["inner"])
+            for _ in range(behind)
         )
         self.norm = nn.LayerNorm(width)
         self.ctc_head = nn.Linear(width, ctc_steps * (len(labels) + 1))
         self.voice_head = nn.Linear(width, 3)  # voiced, pitch, level
-        self.emotion_head = nn.Linear(width, len(emotions)) if emotion_weight else None
-        self.mel_head = nn.Linear(width, bins * _FRAMES_PER_CODE)
+        self.emotion_head = nn.Linear(width, len(emotions)) if self.weights["emotion"] else None
+        self.mel_head = nn.Linear(width, sizes["bins"] * _FRAMES_PER_CODE)
 
     @property
     def codebook(self) -> Codebook:

@@ -32,11 +32,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def learners(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both books, untrained but where the sound is, with heads."""
     root = tmp_path_factory.mktemp("learners")
-    sizes = {"width": 16, "blocks": 1, "heads": 2, "inner": 24, "ctc_steps": 4}
+    sizes = {"width": 16, "blocks": 1, "heads": 2, "inner": 24}
+    network = {**sizes, "bins": 128, "positions": 1500, "codes": 64}
+    told = {"labels": LETTERS, "emotions": [], "ctc_steps": 4}
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    linguistic = LinguisticLearner(labels=LETTERS, emotions=[], kernel=5, codes=32, **sizes)
-    semantic = SemanticLearner(labels=LETTERS, emotions=[], behind=1, codes=64, **sizes)
+    linguistic = LinguisticLearner(kernel=5, codes=32, **sizes, **told)
+    semantic = SemanticLearner(behind=1, network=network, **told)
     sound = 0.1 * torch.randn(64_000, generator=generator) * (torch.arange(64_000) / 900).sin()
     for learner in (linguistic, semantic):
         randomise(learner)

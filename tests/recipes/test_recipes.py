@@ -56,13 +56,15 @@ TINY: dict[str, tuple[str, ...]] = {
         *("backbone.num_hidden_layers=1",),
     ),
     "tokenizer": (*COMMON, *BOOK, "stage.codebook_batches=1"),
-    **{
-        f"tokenizer speech/{book}_base": (
-            *(*COMMON, *BOOK, "tokenizer.codes=32", "tokenizer.inner=32"),
-            "stage.codebook_batches=1",
-        )
-        for book in ("linguistic", "semantic")
-    },
+    "tokenizer speech/linguistic_base": (
+        *(*COMMON, *BOOK, "tokenizer.codes=32", "tokenizer.inner=32"),
+        "stage.codebook_batches=1",
+    ),
+    "tokenizer speech/semantic_base": (
+        *(*COMMON, *BOOK[:1], *BOOK[3:], "tokenizer.network.width=32"),
+        *("tokenizer.network.blocks=1", "tokenizer.network.codes=32"),
+        *("tokenizer.network.inner=32", "stage.codebook_batches=1"),
+    ),
     "pretrain": COMMON,
     "sft": COMMON,
     "dpo": (*COMMON, "data.batch=2"),

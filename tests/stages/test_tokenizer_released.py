@@ -16,9 +16,11 @@ from tests.runs import At, assert_same_run, interrupt, rows, train
 
 STEPS = 8
 TINY = {
-    "linguistic": ("tokenizer.width=16", "tokenizer.blocks=2", "tokenizer.codes=64"),
-    "semantic": ("tokenizer.width=16", "tokenizer.blocks=1", "tokenizer.codes=64",
-                 "stage.restart_every=2", "stage.mel_weight=0.1"),
+    "linguistic": ("tokenizer.width=16", "tokenizer.blocks=2", "tokenizer.codes=64",
+                   "tokenizer.inner=24", "tokenizer.heads=2"),
+    "semantic": ("tokenizer.network.width=16", "tokenizer.network.blocks=1",
+                 "tokenizer.network.codes=64", "tokenizer.network.inner=24",
+                 "tokenizer.network.heads=2", "stage.restart_every=2", "stage.weights.mel=0.1"),
 }  # fmt: skip
 BOOKS = list(TINY)
 
@@ -28,7 +30,7 @@ def words(book: str, corpus: Path, root: Path, *more: str) -> list[str]:
         *("tokenizer", f"preset=speech/{book}_tiny", f"run.root={root}", f"run.name={book}"),
         *(f"parents.corpus={corpus}", f"run.steps={STEPS}", "run.save_every_s=1000"),
         *("trainer.log_every_n_steps=1", "trainer.val_check_interval=4", "data.batch=6"),
-        *("tokenizer.inner=24", "tokenizer.heads=2", "stage.codebook_batches=5"),
+        "stage.codebook_batches=5",
         *TINY[book],
         *more,
     ]
@@ -111,7 +113,8 @@ def test_it_goes_on_from_an_export(book: str, corpus: Path, runs: Path, tmp_path
     same = [name for name in before if "codebook" not in name]
     assert all(before[name].equal(after[name]) for name in same)
     with pytest.raises(UsageError, match="choose tokenizer=... of its size"):
-        train(words(book, corpus, tmp_path / "b", *more, "tokenizer.width=32"))
+        wider = TINY[book][0].replace("16", "32")
+        train(words(book, corpus, tmp_path / "b", *more, wider))
 
 
 def test_the_semantic_book_is_told_what_words_do_not_say(runs: Path) -> None:

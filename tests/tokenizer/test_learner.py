@@ -24,9 +24,10 @@ linguistic = partial(
     LinguisticLearner, labels=LABELS, emotions=EMOTIONS,
     width=16, blocks=3, heads=2, inner=24, kernel=5, codes=16, ctc_steps=3,
 )  # fmt: skip
+SIZES = {"bins": 128, "width": 16, "blocks": 2, "heads": 2, "inner": 24, "positions": 200,
+         "codes": 16}  # fmt: skip
 semantic = partial(
-    SemanticLearner, labels=LABELS, emotions=EMOTIONS,
-    width=16, blocks=2, heads=2, inner=24, behind=1, positions=200, codes=16, ctc_steps=2,
+    SemanticLearner, labels=LABELS, emotions=EMOTIONS, network=SIZES, behind=1, ctc_steps=2,
 )  # fmt: skip
 
 
@@ -115,7 +116,7 @@ def test_what_the_semantic_book_learns_on_is_what_is_exported(tmp_path: Path) ->
 @torch.no_grad()
 def test_a_clip_in_a_batch_is_the_clip_alone() -> None:
     inputs = mels()
-    learner = started(semantic(pitch_weight=1.0), inputs).eval()
+    learner = started(semantic(weights={"pitch": 1.0}), inputs).eval()
     whole = learner(*inputs)
     for row in range(len(CLIPS)):
         frames = int(inputs[1][row])
@@ -145,7 +146,7 @@ def test_the_words_are_read_from_codes_alone() -> None:
 
 def test_every_head_hears_each_code_by_itself() -> None:
     inputs = mels(emotion=[0, 1, -1, 1])
-    learner = started(semantic(emotion_weight=1.0), inputs).eval()
+    learner = started(semantic(weights={"emotion": 1.0}), inputs).eval()
     out = learner(*inputs)
     assert set(out.extra) == set(out.weights) == {"pitch", "energy", "emotion"}
     told = 4.0 * learner.codebook.vectors[out.codes]
@@ -156,7 +157,7 @@ def test_every_head_hears_each_code_by_itself() -> None:
     expected = -(scores[0, 0] + scores[1, 1] + scores[3, 1]) / 3
     torch.testing.assert_close(out.extra["emotion"], expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(UsageError, match="needs utterances of at least two emotions"):
-        semantic(emotions=["calm"], emotion_weight=1.0)
+        semantic(emotions=["calm"], weights={"emotion": 1.0})
 
 
 def test_dead_codes_begin_again_where_the_sound_is() -> None:
@@ -204,7 +205,7 @@ def test_a_tokenizer_of_another_size_is_no_start() -> None:
 
 def test_both_make_a_dual_tokenizer_that_streams(tmp_path: Path) -> None:
     started(linguistic(), fbanks()).save(tmp_path / "linguistic")
-    started(semantic(positions=1500), mels()).save(tmp_path / "semantic")
+    started(semantic(network={**SIZES, "positions": 1500}), mels()).save(tmp_path / "semantic")
     both = DualTokenizer.load(tmp_path)
     whole = both.encode(CLIPS[1])
     stream = both.stream()

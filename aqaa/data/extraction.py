@@ -3,8 +3,10 @@
 Letters: F frames, I numbers a frame.
 """
 
+import ctypes
 import itertools
 import math
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +23,7 @@ from aqaa.tokenizer.dual import DualTokenizer
 from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer
 
 PADDED_SHARE = 0.05  # of a batch, at most
+_PARENT_DEATH_SIGNAL = 1  # of prctl
 _PREFETCHED = 2  # batches a process prepares ahead
 Pieces = dict[str, list[NDArray[Any]]]  # by book: what it hears of a clip, (F, I) each
 
@@ -111,6 +114,7 @@ def encode(
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=workers,
+        worker_init_fn=_end_with_parent,
         prefetch_factor=_PREFETCHED if workers else None,
         multiprocessing_context="fork" if workers else None,
     )
@@ -128,6 +132,13 @@ def encode(
         if isinstance(found, str):
             raise UsageError(found)
         yield _encode_batch(batch, found, dual)
+
+
+def _end_with_parent(worker: int) -> None:
+    """Let Linux end a reading process whose parent was killed: its full pipe would hold it."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def _as_it_is(item: Any) -> Any:

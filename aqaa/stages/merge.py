@@ -97,6 +97,8 @@ def merge(
 
 def _model(folder: Path) -> Path:
     """The model of a finished run, or the folder itself."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} does not exist: run the stage that makes it first")
     if (folder / lineage.RECORD).is_file():
         return folder / lineage.MODEL
     if (folder / lineage.PARENTS).is_file():

@@ -52,7 +52,15 @@ class Codebook(nn.Module):
         return nearest(z, self.vectors)
 
     def forward(self, z: Tensor, mask: Tensor) -> Quantised:
-        """Quantise (B, N, D); in training the averages follow the unmasked vectors."""
+        """Quantise (B, N, D); in training the averages follow the unmasked vectors.
+
+        Distances and averages are in the book's own precision, in mixed precision too: bfloat16
+        could not tell near codes apart.
+        """
+        with torch.autocast(z.device.type, enabled=False):
+            return self._quantise(z.to(self.vectors.dtype), mask)
+
+    def _quantise(self, z: Tensor, mask: Tensor) -> Quantised:
         codes = self.search(z.detach())
         chosen = self.vectors[codes]
         if self.training:

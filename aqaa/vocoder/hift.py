@@ -184,7 +184,7 @@ class Hift(nn.Module):
 
     def _invert(self, polar: Tensor) -> Tensor:
         """(B, N + 2, 64 F + 1) -> (B, T)."""
-        half = self.fft_size // 2 + 1
+        half, polar = self.fft_size // 2 + 1, polar.float()  # no half precision in a spectrum
         magnitude = polar[:, :half].exp().clamp(max=MAX_MAGNITUDE)
         phase = polar[:, half:].sin()
         spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())

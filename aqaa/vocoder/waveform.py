@@ -105,7 +105,7 @@ class WaveformHead(nn.Module):
         for block in self.blocks:
             x = block(x)
         polar = self.project(self.norm_out(x.transpose(1, 2))).transpose(1, 2)
-        log_magnitude, phase = polar.chunk(2, 1)
+        log_magnitude, phase = polar.float().chunk(2, 1)  # spectra are not made in half precision
         magnitude = log_magnitude.exp().clamp(max=_MAX_MAGNITUDE)
         spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
         return inverse_stft(spectrum, self.window, self.hop_samples)

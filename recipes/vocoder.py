@@ -7,8 +7,8 @@ On a laptop:
     python recipes/vocoder.py preset=walkthrough/vocoder_flow
     python recipes/vocoder.py preset=walkthrough/vocoder_waveform
 At 22.05 kHz, with the released architecture:
-    python recipes/vocoder.py preset=base/vocoder_flow
-    python recipes/vocoder.py preset=base/vocoder_vocos
+    python recipes/vocoder.py preset=speech/vocoder_flow
+    python recipes/vocoder.py preset=speech/vocoder_vocos
 On a GPU (composes; not run yet):
     python recipes/vocoder.py preset=paper/vocoder_flow
 

@@ -17,7 +17,7 @@ FOLDER = conf_dir() / "vocoder"
 def network(name: str) -> torch.nn.Module:
     """A size of conf/vocoder, without memory for its numbers."""
     preset = "flow" if name.startswith("token_flow") else name.split("_")[0]
-    cfg = compose("vocoder", [f"preset=base/vocoder_{preset}", f"vocoder={name}"])
+    cfg = compose("vocoder", [f"preset=speech/vocoder_{preset}", f"vocoder={name}"])
     with torch.device("meta"):
         built: torch.nn.Module = instantiate(cfg.vocoder, _convert_="all")()
     return built

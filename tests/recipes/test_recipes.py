@@ -75,9 +75,9 @@ TINY: dict[str, tuple[str, ...]] = {
     "vocoder walkthrough/vocoder_waveform": (
         *(*COMMON, "data.batch=2", "vocoder.channels=16", "vocoder.inner=32", "vocoder.blocks=1"),
     ),
-    "vocoder base/vocoder_flow": (*COMMON, "data.batch=2", "vocoder=token_flow_tiny"),
-    "vocoder base/vocoder_vocos": (*COMMON, "data.batch=2", "vocoder=vocos_tiny", *JUDGES),
-    "vocoder base/vocoder_hift": (*COMMON, "data.batch=2", "vocoder=hift_tiny", *JUDGES),
+    "vocoder speech/vocoder_flow": (*COMMON, "data.batch=2", "vocoder=token_flow_tiny"),
+    "vocoder speech/vocoder_vocos": (*COMMON, "data.batch=2", "vocoder=vocos_tiny", *JUDGES),
+    "vocoder speech/vocoder_hift": (*COMMON, "data.batch=2", "vocoder=hift_tiny", *JUDGES),
     "data pairs": ("prompts=3", "samples=1"),
     "listen": ("count=1",),
     "evaluate": ("rows=1",),

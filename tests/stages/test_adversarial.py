@@ -34,7 +34,7 @@ TINY_JUDGES = (
 def words(kind: str, chain: Chain, root: Path, *more: str) -> list[str]:
     """The command line of a tiny adversarial training."""
     return [
-        *("vocoder", f"preset=base/vocoder_{kind}", f"vocoder={kind}_tiny", f"run.root={root}"),
+        *("vocoder", f"preset=speech/vocoder_{kind}", f"vocoder={kind}_tiny", f"run.root={root}"),
         *(f"run.name={kind}", f"parents.corpus={chain / 'corpus'}", "data.manifests=[answers]"),
         *("run.steps=6", "run.threads=1", "run.save_every_s=1000", "data.batch=2"),
         *("stage.alone_steps=2", "trainer.log_every_n_steps=1", "trainer.val_check_interval=3"),

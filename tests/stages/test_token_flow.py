@@ -24,7 +24,7 @@ from tests.stages.two_voices import FLOW, Tokens
 def words(chain: Chain, root: Path, *more: str) -> list[str]:
     """The command line of a tiny training."""
     return [
-        *("vocoder", "preset=base/vocoder_flow", "vocoder=token_flow_tiny", f"run.root={root}"),
+        *("vocoder", "preset=speech/vocoder_flow", "vocoder=token_flow_tiny", f"run.root={root}"),
         *(f"parents.corpus={chain / 'corpus'}", f"parents.tokens={chain / 'tokens'}"),
         *("run.steps=6", "run.threads=1", "run.save_every_s=1000", "data.batch=3"),
         *("trainer.log_every_n_steps=1", "trainer.val_check_interval=3", "optim.warmup_steps=2"),

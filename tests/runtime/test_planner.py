@@ -1,6 +1,7 @@
 """Plans of presets at their full size, against arithmetic by hand; refusals; the sbatch file."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,26 @@ def test_the_speed_of_130b() -> None:
     assert time.tokens_per_s == pytest.approx(64 * 4096 / time.step_s)
     assert time.checkpoint_bytes == 12 * N
     assert big(SLIM, rows=4, gpu="h200").timing.limit == "compute"
+
+
+@pytest.mark.parametrize(("gpu", "name", "row_tokens"),
+                         [("h200", "H200", 16_384), ("h100-80", "H100", 8_192)])  # fmt: skip
+def test_the_printed_table_is_what_is_planned(gpu: str, name: str, row_tokens: int) -> None:
+    page = (conf_dir().parent / "recipes" / "README.md").read_text("utf-8")
+    rows = re.findall(rf"^\| (\d+) x 8 {name} \| (.*) \|$", page, re.MULTILINE)
+    assert [int(nodes) for nodes, _ in rows] == [8, 16, 32, 64, 128]
+    for nodes, printed in rows:
+        found = make_plan(
+            "sft", ["preset=paper/sft_1", f"data.row_tokens={row_tokens}"],
+            gpu=Hardware(**yaml(f"gpu/{gpu}")), backbone=yaml("backbone/step1_130b"),
+            nodes=int(nodes),
+        )  # fmt: skip
+        time, usable = found.timing, found.gpu.usable_bytes
+        assert printed == (
+            f"{found.memory.peak / 1e9:.1f} of {usable / 1e9:.0f} | {time.compute_s:.1f}, "
+            f"{time.network_s:.1f} | {time.limit} | {time.tokens_per_s:,.0f} | "
+            f"{100 * time.mfu:.1f} % | {time.checkpoint_s:.0f} s"
+        )
 
 
 def test_packed_rows_come_from_the_preset() -> None:

@@ -61,7 +61,7 @@ import sys
 
 if "--cfg" in sys.argv:
     sys.exit(0)
-print(" ".join(["words:", *sys.argv[1:]]) + "\n", end="")  # one write: two ranks do so at once
+print(" ".join(["words:", *sys.argv[1:]]) + chr(10), end="")  # one write: two ranks do so at once
 sys.exit(1)
 """
 HOPELESS = """

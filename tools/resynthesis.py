@@ -50,6 +50,8 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=200, help="clips, drawn by chance")
     parser.add_argument("--out", type=Path, help="folder that gets the sounds")
     options = parser.parse_args(words)
+    if (options.flow is None) != (options.tokenizer is None):
+        parser.error("--flow and --tokenizer go together: give both, or neither")
     try:
         ways, peak = load(options)
         found = measure(list(clips(options.folder, options.rows)), ways, peak, options.out)
@@ -63,7 +65,7 @@ def main(words: list[str] | None = None) -> int:
 def load(options: argparse.Namespace) -> tuple[dict[str, Way], float]:
     """The ways a sound can go, by name, and the level it starts at."""
     ways: dict[str, Way] = {"head": of_head(options.waveform)}
-    if options.flow is None or options.tokenizer is None:
+    if options.flow is None:
         return ways, PEAK
     tokenizer = DualTokenizer.load(options.tokenizer)
     voice = load_voice(options.flow, options.waveform)
@@ -89,8 +91,8 @@ def of_head(folder: Path) -> Way:
 
 def clips(folder: Path, rows: int) -> Iterator[tuple[str, str, Waveform]]:
     """Name, text ('' where unknown) and sound at 16 kHz of some clips, always the same ones."""
-    if any(folder.glob("*.jsonl")):
-        parts = spoken(folder)
+    parts = spoken(folder) if any(folder.glob("*.jsonl")) else {}
+    if parts:  # a recordings' own list, of another form, names no clip
         for key in chosen(list(parts), rows):
             yield key, parts[key].text, clip(parts[key].part, folder)
         return

@@ -54,7 +54,7 @@ def spoken(folder: str | Path, manifests: Sequence[str] | None = None) -> dict[s
     found, corpus = {}, is_corpus(folder)
     for name in names:
         for row in read_manifest(Path(folder) / f"{name}.jsonl"):
-            speaker = str(row.get("speaker") or row.get("meta", {}).get("voice") or "")
+            speaker = str(row.get("speaker") or (row.get("meta") or {}).get("voice") or "")
             for ending, part in _parts(row, corpus):
                 text = str(part.get("text") or row.get("text") or "")
                 found[f"{name}/{row['id']}{ending}"] = Spoken(part, speaker, text)

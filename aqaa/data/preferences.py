@@ -63,7 +63,7 @@ class PreferenceBatches:
 
     def bind(self, ids: Ids) -> None:
         """Use the ids of the backbone that is trained."""
-        made_with = {row.get("meta", {}).get("tokenizer_hash") for row in self.rows}
+        made_with = {(row.get("meta") or {}).get("tokenizer_hash") for row in self.rows}
         wrong = made_with - {ids.tokenizer_hash}
         if wrong:
             raise UsageError(

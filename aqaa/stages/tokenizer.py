@@ -22,7 +22,7 @@ from aqaa.release.tokenizer import load_one
 from aqaa.stages.average import RunningAverage
 from aqaa.stages.optimizer import OptimizerSettings
 from aqaa.storage import Gather, atomic_folder, in_place
-from aqaa.tokenizer.codebook import DEAD_COUNT, mini_batch_kmeans
+from aqaa.tokenizer.codebook import DEAD_COUNT, check_enough, mini_batch_kmeans
 from aqaa.tokenizer.learner import LinguisticLearner, SemanticLearner
 from aqaa.tokenizer.speech_tokenizer import SpeechTokenizer, TokenizerOutput
 
@@ -130,8 +130,9 @@ class Tokenizer(pl.LightningModule):
         """Measure the corpus before the first step; what is started from brings its measure."""
         network = self.network
         if isinstance(network, LinguisticLearner) and not self.global_step and not self._start:
-            clean = self._source.clean(self._codebook_batches)
-            network.measure([self._here(b)[:2] for b in clean])
+            clean = [self._here(b)[:2] for b in self._source.clean(self._codebook_batches)]
+            check_enough(sum(int(n.sum()) for _, n in clean), len(network.codebook.vectors))
+            network.measure(clean)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start the codebook when its time has come."""

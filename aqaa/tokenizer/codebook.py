@@ -150,6 +150,12 @@ def nearest(z: Tensor, centres: Tensor) -> Tensor:
     return torch.cat(codes).reshape(z.shape[:-1]) if codes else flat.new_zeros(z.shape[:-1]).long()
 
 
+def check_enough(vectors: int, codes: int) -> None:
+    """Refuse to cluster fewer vectors than codes; known before a training, so that none is lost."""
+    if vectors < codes:
+        raise UsageError(f"{vectors} vectors cannot start {codes} codes: give more sound")
+
+
 @torch.no_grad()
 def mini_batch_kmeans(
     vectors: Tensor, *, codes: int, epochs: int = 10, batch: int = 4096, seed: int = 0
@@ -163,8 +169,7 @@ def mini_batch_kmeans(
     Raises:
         UsageError: fewer vectors than codes, or vectors that are no numbers.
     """
-    if len(vectors) < codes:
-        raise UsageError(f"{len(vectors)} vectors cannot start {codes} codes: give more sound")
+    check_enough(len(vectors), codes)
     if not bool(vectors.isfinite().all()):
         raise UsageError("the vectors to cluster hold NaN or infinite numbers")
     generator = torch.Generator().manual_seed(seed)

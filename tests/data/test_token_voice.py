@@ -140,7 +140,7 @@ def test_clips_of_other_manifests_are_trimmed_and_numbered(tmp_path: Path) -> No
         {"id": "one", "audio": {"path": "a.wav"}, "speaker": "ann", "text": "hm"},
         {"id": "two", "messages": [{"role": "user", "content": [audio]},
                                    {"role": "assistant", "content": [audio]}]},
-        {"id": "none", "text": "no sound"},
+        {"id": "none", "text": "no sound", "meta": None},
     ]  # fmt: skip
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     clips = Clips(tmp_path)

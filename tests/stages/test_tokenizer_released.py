@@ -128,3 +128,11 @@ def test_a_book_that_comes_at_the_wrong_time_is_refused(corpus: Path, tmp_path: 
     for book, at in (("linguistic", 0.5), ("semantic", 1.0)):
         with pytest.raises(UsageError, match=f"stage.codebook_at={at:g}: "):
             train(words(book, corpus, tmp_path, f"stage.codebook_at={at}"))
+
+
+def test_too_little_sound_for_the_book_is_said_before_the_training(
+    corpus: Path, tmp_path: Path, after_step: dict[str, Any]
+) -> None:
+    after_step["do"] = At(1, interrupt)
+    with pytest.raises(UsageError, match="vectors cannot start 100000 codes: give more sound"):
+        train(words("linguistic", corpus, tmp_path, "tokenizer.codes=100000"))

@@ -37,8 +37,25 @@ def test_manifests_are_listened_to(chain: Chain, capsys: pytest.CaptureFixture[s
     assert found["recognised"]["original"]["value"] > 0.5
 
 
+def test_a_list_of_another_form_beside_the_sounds_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(DEMO / "question.wav", tmp_path / "a.wav")
+    (tmp_path / "manifest.jsonl").write_text('{"audio": "a.wav", "intent": "ask"}\n')
+    assert tool("resynthesis").main([str(tmp_path), *VOICE[:2]]) == 0
+    assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["clips"] == 1
+
+
+def test_a_flow_without_its_tokenizer_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        tool("resynthesis").main([str(tmp_path), *VOICE])
+    assert "--flow and --tokenizer go together" in capsys.readouterr().err
+
+
 def test_nothing_to_measure_is_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tool("resynthesis").main([str(tmp_path), *VOICE]) == 2
+    assert tool("resynthesis").main([str(tmp_path), *VOICE[:2]]) == 2
     assert "no sound file and no manifest lies there" in capsys.readouterr().err

@@ -43,6 +43,7 @@ def log_mel(samples: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # or a later backward pass could not use them
 def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
     """Hann window (640,) and mel filters (80, N) on ``device``."""
     return torch.hann_window(FFT_SAMPLES, device=device), mel_filters().to(device)

@@ -54,6 +54,7 @@ def vocoder_mel(waveform: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=1)
+@torch.inference_mode(False)  # or a later backward pass could not use them
 def slaney_filters() -> Tensor:
     """Triangles on Slaney's mel scale, each with an area of one Hz: (80, N)."""
     highest = (_KNEE_HZ / _LINEAR_HZ) + math.log(HIGHEST_HZ / _KNEE_HZ) / _LOG_STEP

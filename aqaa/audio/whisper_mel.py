@@ -46,6 +46,7 @@ def whisper_mel(samples: Tensor, *, bins: int = BINS) -> Tensor:
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # or a later backward pass could not use them
 def _constants(bins: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Hann window (400,) and Slaney's mel filters (bins, N), each of unit area."""
     try:

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import torch
 
 from aqaa.audio import mel
 from aqaa.audio.mel import LOG_MEL_FLOOR, log_mel, mel_filters
+from aqaa.audio.vocoder_mel import slaney_filters, vocoder_mel
+from aqaa.audio.whisper_mel import _constants, whisper_mel
 
 
 def reference(samples: np.ndarray) -> np.ndarray:
@@ -73,3 +76,18 @@ def test_filters_do_not_depend_on_torchaudio(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_every_filter_hears_something() -> None:
     assert (mel_filters().sum(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize("ear", [log_mel, vocoder_mel, whisper_mel])
+def test_it_can_teach_after_it_was_only_listened_to(
+    ear: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    for kept in (mel._constants, slaney_filters, _constants):
+        kept.cache_clear()
+    sound = torch.randn(1, 4000)
+    one = sound[0] if ear is whisper_mel else sound
+    with torch.inference_mode():
+        ear(one)
+    learnt = one.clone().requires_grad_()
+    ear(learnt).sum().backward()
+    assert learnt.grad is not None and bool(learnt.grad.isfinite().all())

@@ -145,6 +145,11 @@ def plan(
             f"out={out} would train other rows than rows= and row_tokens= plan: the data of {verb} "
             f"are not packed here, so leave both out, or pack them by data.row_tokens=N"
         )
+    if out is not None and not _launched(found):
+        raise UsageError(
+            f"out={out} would train in trainer=zero3_nodes, which slurm/launch.sh takes where none "
+            f"is named, and this plan is of another: say trainer=zero3_nodes, or the one you mean"
+        )
     if as_json:
         print(json.dumps(found.record()))
     else:
@@ -156,6 +161,12 @@ def plan(
 def _told(plan: Plan) -> bool:
     """Whether a training can be told what rows it was planned with."""
     return any(word.startswith(("data.rows=", "data.row_tokens=")) for word in plan.overrides)
+
+
+def _launched(plan: Plan) -> bool:
+    """Whether the launcher, which adds its own trainer where none is named, trains as planned."""
+    named = any(word.startswith("trainer=") for word in plan.overrides)
+    return named or (plan.place.stage > 0 and not plan.place.host)
 
 
 def make_plan(

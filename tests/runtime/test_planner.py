@@ -272,6 +272,17 @@ def test_rows_that_a_training_cannot_be_told_are_not_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_names_its_trainer_where_the_launcher_would_take_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sft", "preset=walkthrough/sft_1", "backbone=step1_tiny", f"out={tmp_path / 'job.sh'}"]
+    assert cli.main(["plan", *words]) == 2
+    assert "say trainer=zero3_nodes" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert cli.main(["plan", *words, "trainer=zero3_nodes"]) == 0
+    assert "trainer=zero3_nodes" in (tmp_path / "job.sh").read_text().splitlines()[-1]
+
+
 def test_a_refused_plan_writes_no_file(tmp_path: Path) -> None:
     job = tmp_path / "job.sh"
     words = ["sft", "preset=paper/sft_1", "backbone=step1_130b", "nodes=1", f"out={job}"]

@@ -3,6 +3,7 @@
 Every stage runs a few steps only; nothing understands anything, everything is there.
 """
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell has its background work ignore Ctrl-C, which all that is started here would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 6

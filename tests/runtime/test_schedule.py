@@ -91,7 +91,7 @@ def test_what_ran_beside_a_failed_step_is_kept(
     steps_ = [step(tmp_path, "bad", "fail"), step(tmp_path, "good", "follow", "go")]
     with pytest.raises(UsageError, match="the step bad failed"):
         (tmp_path / "go").touch()
-        run(tmp_path, *steps_, step(tmp_path, "after"), workers=2)
+        run(tmp_path, *steps_, step(tmp_path, "after", needs=("bad", "good")), workers=2)
     assert sorted(log(tmp_path)) == ["bad", "good"]
     capsys.readouterr()
     assert run(tmp_path, step(tmp_path, "bad"), *steps_[1:]) == ["bad"]

@@ -40,23 +40,16 @@ class ConvAttention(nn.Module):
         return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
 
 
-class MaskedGroupNorm(nn.Module):
+class MaskedGroupNorm(nn.GroupNorm):
     """Group normalisation over real frames only, so that padding changes nothing."""
 
-    def __init__(self, groups: int, channels: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.groups = groups
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:  # type: ignore[override]
         """(B, C, F), mask (B, 1, F) or None where all frames are real -> (B, C, F)."""
         if mask is None:
-            return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+            return super().forward(x)
         batch, channels, frames = x.shape
-        x = (x * mask).view(batch, self.groups, channels // self.groups, frames)
-        count = mask.sum(2)[..., None, None] * (channels // self.groups)
+        x = (x * mask).view(batch, self.num_groups, channels // self.num_groups, frames)
+        count = mask.sum(2)[..., None, None] * (channels // self.num_groups)
         mean = x.sum((2, 3), keepdim=True) / count
         square = x.pow(2).sum((2, 3), keepdim=True) / count
         # Rounding may leave less than nothing where the mean is large and the spread is not.

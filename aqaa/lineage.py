@@ -7,6 +7,7 @@ which is sealed by its MANIFEST.sha256. lineage.json is written last: without it
 import hashlib
 import json
 import subprocess
+import time
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -102,6 +103,34 @@ def finish(run: str | Path, lineage: Lineage, *, sealed: bool = False) -> None:
     if (run / MODEL).is_dir() and not sealed:
         write_manifest(run / MODEL)
     write_json(run / RECORD, asdict(lineage))
+
+
+def finish_at_once(
+    run: Path, *, stage: str, settings: dict[str, Any], parents: dict[str, Parent],
+    begun_s: float, parameters: int, sealed: bool = False,
+) -> None:  # fmt: skip
+    """Seal a run that took no steps: a merge, an import.
+
+    Args:
+        run: its folder.
+        stage: its name.
+        settings: what it was told.
+        parents: what it was made from.
+        begun_s: when it began, by the monotonic clock.
+        parameters: of what it made.
+        sealed: the model has its manifest already.
+    """
+    record = Lineage(
+        stage=stage,
+        run=run.name,
+        parents=parents,
+        fingerprint=fingerprint(settings, parents),
+        steps=0,
+        seconds=time.monotonic() - begun_s,
+        parameters=parameters,
+        versions=versions(),
+    )
+    finish(run, record, sealed=sealed)
 
 
 def versions() -> dict[str, str]:

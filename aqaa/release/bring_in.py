@@ -87,19 +87,10 @@ def bring_in(
                 "token_rate_hz": token_rate_hz}  # fmt: skip
     record = {"folder": folder, "codes": codes, **settings, "out": out}
     write_text(run / SETTINGS, "".join(f"{k}: {json.dumps(v)}\n" for k, v in record.items()))
-    lineage.finish(
-        run,
-        lineage.Lineage(
-            stage=STAGE,
-            run=run.name,
-            parents=parents,
-            fingerprint=lineage.fingerprint(settings, parents),
-            steps=0,
-            seconds=time.monotonic() - begun,
-            parameters=parameters,
-            versions=lineage.versions(),
-        ),
-    )
+    lineage.finish_at_once(
+        run, stage=STAGE, settings=settings, parents=parents, begun_s=begun,
+        parameters=parameters,
+    )  # fmt: skip
     return model
 
 

@@ -32,7 +32,7 @@ from aqaa.ranks import ranks, total
 from aqaa.release.start import start_from as begin_at
 from aqaa.stages.average import RunningAverage
 from aqaa.stages.optimizer import OptimizerSettings
-from aqaa.storage import Gather, atomic_folder, in_place
+from aqaa.storage import Gather, in_place
 from aqaa.vocoder.discriminators import Discriminators
 from aqaa.vocoder.hift import Hift
 from aqaa.vocoder.waveform import WaveformHead
@@ -167,10 +167,7 @@ class Adversarial(pl.LightningModule):
 
     def export(self, folder: Path, gather: Gather = in_place) -> None:
         """Write the averaged head's folder."""
-        with gather([]) as mine:
-            if mine:
-                with atomic_folder(folder) as temporary:
-                    self.average.module.save(temporary)
+        self.average.export(folder, gather)
 
 
 def sound_of(

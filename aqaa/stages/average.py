@@ -3,8 +3,12 @@
 Letters: none; whatever shapes the network has.
 """
 
+from pathlib import Path
+
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from aqaa.storage import Gather, atomic_folder, in_place
 
 
 class RunningAverage(AveragedModel):
@@ -23,3 +27,10 @@ class RunningAverage(AveragedModel):
         """Move if the optimizer has stepped since; batches that only accumulate move nothing."""
         if step > int(self.n_averaged):
             self.update_parameters(network)
+
+    def export(self, folder: Path, gather: Gather = in_place) -> None:
+        """Write the average's folder, which one rank does; all must come here."""
+        with gather([]) as mine:
+            if mine:
+                with atomic_folder(folder) as temporary:
+                    self.module.save(temporary)  # type: ignore[operator]

@@ -78,20 +78,10 @@ def merge(
     record = {"models": [str(m) for m in models], **settings, "out": str(out)}
     lines = [f"{name}: {json.dumps(value)}\n" for name, value in record.items()]
     write_text(run / SETTINGS, "".join(lines))
-    lineage.finish(
-        run,
-        lineage.Lineage(
-            stage=STAGE,
-            run=run.name,
-            parents=parents,
-            fingerprint=lineage.fingerprint(settings, parents),
-            steps=0,
-            seconds=time.monotonic() - begun,
-            parameters=merged.parameters,
-            versions=lineage.versions(),
-        ),
-        sealed=True,
-    )
+    lineage.finish_at_once(
+        run, stage=STAGE, settings=settings, parents=parents, begun_s=begun,
+        parameters=merged.parameters, sealed=True,
+    )  # fmt: skip
     return merged.parameters
 
 

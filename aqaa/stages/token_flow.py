@@ -15,7 +15,7 @@ from aqaa.data.token_voice import TokenBatch
 from aqaa.release.start import start_from as begin_at
 from aqaa.stages.average import RunningAverage
 from aqaa.stages.optimizer import OptimizerSettings
-from aqaa.storage import Gather, atomic_folder, in_place
+from aqaa.storage import Gather, in_place
 from aqaa.vocoder.token_flow import TokenFlow
 
 
@@ -95,7 +95,4 @@ class TokenFlowTraining(pl.LightningModule):
 
     def export(self, folder: Path, gather: Gather = in_place) -> None:
         """Write the averaged flow's folder."""
-        with gather([]) as mine:
-            if mine:
-                with atomic_folder(folder) as temporary:
-                    self.average.module.save(temporary)
+        self.average.export(folder, gather)

@@ -103,10 +103,7 @@ class Flow(pl.LightningModule):
 
     def export(self, folder: Path, gather: Gather = in_place) -> None:
         """Write the averaged vocoder's folder."""
-        with gather([]) as mine:
-            if mine:
-                with atomic_folder(folder) as temporary:
-                    self.average.module.save(temporary)
+        self.average.export(folder, gather)
 
 
 class Waveform(pl.LightningModule):

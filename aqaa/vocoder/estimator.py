@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from aqaa.vocoder.frames_first import (
     Convolution,
     Gelu,
-    GroupNorm,
+    GroupNormOfFrames,
     attend,
     lay_out,
     masked,
@@ -43,7 +43,7 @@ class ConvBlock(nn.Module):
     def __init__(self, *, channels_in: int, channels: int) -> None:
         super().__init__()
         convolution = Convolution(channels_in, channels, 3, padding=1)
-        self.block = nn.ModuleList([convolution, GroupNorm(GROUPS, channels)])
+        self.block = nn.ModuleList([convolution, GroupNormOfFrames(GROUPS, channels)])
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B, F, Cin), mask (B, F, 1) or None -> (B, F, C)."""

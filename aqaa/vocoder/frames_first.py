@@ -47,17 +47,10 @@ class Convolution(nn.Conv1d):
         return F.linear(x, weight.T, self.bias)
 
 
-class GroupNorm(nn.Module):
+class GroupNormOfFrames(nn.GroupNorm):
     """Group normalisation over real frames only, so that padding changes nothing."""
 
-    def __init__(self, groups: int, channels: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.groups = groups
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:  # type: ignore[override]
         """(B, F, C), mask (B, F, 1) or None where all frames are real -> (B, F, C)."""
         x = masked(x, mask)
         x = masked(x - self._mean(x, mask), mask)
@@ -67,7 +60,7 @@ class GroupNorm(nn.Module):
     def _mean(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Of each channel's group: (B, F, C), zero behind the mask -> (B, 1, C)."""
         frames = x.shape[1] if mask is None else mask.sum(1, keepdim=True)
-        group = x.sum(1).unflatten(1, (self.groups, -1))
+        group = x.sum(1).unflatten(1, (self.num_groups, -1))
         mean = group.mean(2, keepdim=True) / frames
         return mean.expand_as(group).reshape(len(x), 1, -1)
 

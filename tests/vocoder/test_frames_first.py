@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from aqaa.layers import MaskedGroupNorm
 from aqaa.vocoder.estimator import Estimator
-from aqaa.vocoder.frames_first import Convolution, Gelu, GroupNorm, lay_out, mish
+from aqaa.vocoder.frames_first import Convolution, Gelu, GroupNormOfFrames, lay_out, mish
 
 
 def gradients(module: nn.Module, x: Tensor, out: Tensor) -> list[Tensor]:
@@ -35,7 +35,7 @@ def test_a_convolution_is_torchs(
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_norm_is_the_masked_one(padded: bool) -> None:
-    ours, other = GroupNorm(3, 6), MaskedGroupNorm(3, 6)
+    ours, other = GroupNormOfFrames(3, 6), MaskedGroupNorm(3, 6)
     for norm in (ours, other):
         nn.init.uniform_(norm.weight, -1, 1, torch.Generator().manual_seed(1))
         nn.init.uniform_(norm.bias, -1, 1, torch.Generator().manual_seed(2))
@@ -53,7 +53,7 @@ def test_the_norm_bears_a_mean_far_from_zero() -> None:
     x = torch.randn(1, 50, 8)
     wanted = F.group_norm((x.double() + 3000).mT, 2).mT
     torch.testing.assert_close(
-        GroupNorm(2, 8)(x + 3000, None).double(), wanted, rtol=0, atol=2e-3
+        GroupNormOfFrames(2, 8)(x + 3000, None).double(), wanted, rtol=0, atol=2e-3
     )
 
 

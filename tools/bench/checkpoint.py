@@ -9,8 +9,6 @@ same bytes back. The last line is JSON.
 """
 
 import json
-import os
-import platform
 import shutil
 import statistics
 import sys
@@ -27,6 +25,9 @@ import torch.distributed.checkpoint as dcp
 
 from aqaa.runtime.checkpoint import StateFiles
 from aqaa.runtime.states import step_folder
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from turns import machine, told  # noqa: E402
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -79,20 +80,14 @@ def bench(mib: int, tensors: int, repeats: int, folder: Path) -> dict[str, Any]:
         "unit": f"s of stall, {mib} MiB",
         "ratio": round(stalls["peer"] / stalls["ours"], 2),
         "equal": all(mine[k].equal(v) and other[k].equal(v) for k, v in state.items()),
-        "machine": f"{os.cpu_count()}-core {platform.machine()} CPU",
+        "machine": machine(),
         "versions": {"torch": version("torch")},
     }
 
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns 0 if both gave the same bytes back."""
-    asked = {"mib": "768", "tensors": "24", "repeats": "5", "folder": ""}
-    for word in argv:
-        key, equals, value = word.partition("=")
-        if not equals or key not in asked:
-            print(f"checkpoint: {word}: it takes {', '.join(asked)}, as key=value", file=sys.stderr)
-            return 2
-        asked[key] = value
+    asked = told("checkpoint", argv, {"mib": "768", "tensors": "24", "repeats": "5", "folder": ""})
     folder = Path(tempfile.mkdtemp(dir=asked["folder"] or None))
     try:
         found = bench(int(asked["mib"]), int(asked["tensors"]), int(asked["repeats"]), folder)

@@ -10,8 +10,6 @@ code is the same. The last line is JSON.
 """
 
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -21,7 +19,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from turns import ROOT, machine, told  # noqa: E402
+
 BATCH_S = 120.0
 
 
@@ -127,23 +127,25 @@ def bench(*, size: str, clips: int, shortest_s: float, longest_s: float, repeats
         "ratio": round(rate["ours"] / rate["peer"], 2),
         "padded_share": round(padding[-1], 4),
         "equal": ours == theirs,
-        "machine": f"{os.cpu_count()}-core {platform.machine()} CPU",
+        "machine": machine(),
         "versions": {"torch": version("torch")},
     }
 
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns 0 if both gave the same codes."""
-    asked: dict[str, Any] = {"size": "released", "clips": 12, "shortest_s": 2.0, "longest_s": 6.0,
-                             "repeats": 3}  # fmt: skip
-    for word in argv:
-        key, equals, value = word.partition("=")
-        if not equals or key not in asked or (key == "size" and value not in ("released", "small")):
-            print(f"extraction: {word}: it takes {', '.join(asked)}, as key=value", file=sys.stderr)
-            return 2
-        asked[key] = type(asked[key])(value)
+    asked = {"size": "released", "clips": "12", "shortest_s": "2.0", "longest_s": "6.0",
+             "repeats": "3"}  # fmt: skip
+    given = told("extraction", argv, asked)
+    if given["size"] not in ("released", "small"):
+        print(f"extraction: size={given['size']}: it takes {', '.join(asked)}, as key=value, and "
+              "size is released or small", file=sys.stderr)  # fmt: skip
+        return 2
     sys.path.insert(0, str(ROOT))
-    found = bench(**asked)
+    found = bench(
+        size=given["size"], clips=int(given["clips"]), shortest_s=float(given["shortest_s"]),
+        longest_s=float(given["longest_s"]), repeats=int(given["repeats"]),
+    )  # fmt: skip
     print(json.dumps(found))
     return int(not found["equal"])
 

@@ -12,7 +12,6 @@ rank holds its share of the right numbers. The last line is JSON.
 
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -23,7 +22,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from turns import ROOT, machine, told  # noqa: E402
+
 RANKS, ROWS = 2, 8192
 EVERY_S = 0.002
 
@@ -167,7 +168,7 @@ def bench(mib: int, shards: int, folder: Path) -> dict[str, Any]:
         "ratio": round(bound / max(peaks), 2),
         "ranks_mb": [round(p, 1) for p in peaks],
         "equal": 0 < max(peaks) < bound and all(s["right"] for s in said),
-        "machine": f"{os.cpu_count()}-core {platform.machine()} CPU",
+        "machine": machine(),
         "versions": {n: version(n) for n in ("torch", "deepspeed", "transformers")},
     }
 
@@ -177,13 +178,7 @@ def main(argv: Sequence[str]) -> int:
     if argv[:1] == ["--rank"]:
         rank_loads(Path(argv[1]))
         return 0
-    asked = {"mib": "1200", "shards": "6", "folder": ""}
-    for word in argv:
-        key, equals, value = word.partition("=")
-        if not equals or key not in asked:
-            print(f"load_peak: {word}: it takes {', '.join(asked)}, as key=value", file=sys.stderr)
-            return 2
-        asked[key] = value
+    asked = told("load_peak", argv, {"mib": "1200", "shards": "6", "folder": ""})
     folder = Path(tempfile.mkdtemp(dir=asked["folder"] or None))
     try:
         found = bench(int(asked["mib"]), int(asked["shards"]), folder)

@@ -12,7 +12,6 @@ The last line is JSON.
 
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -25,7 +24,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from turns import ROOT, machine, told  # noqa: E402
+
 WEIGHTS = (5.0, 5.0, 1.0)
 SHARD_BYTES = 256 << 20
 TEXT_TOKENS, ROWS = 27000, 32768
@@ -182,7 +183,7 @@ def bench(dim: int, layers: int, rounds: int, folder: Path) -> dict[str, Any]:
     for seed, source in enumerate(sources):
         write_model(source, seed, dim, layers)
     gib = sum(p.stat().st_size for s in sources for p in s.glob("*.safetensors")) / 2**30
-    told: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
+    said: dict[str, list[dict[str, float]]] = {"ours": [], "peer": []}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     for number in range(rounds):
         for side, python in pythons.items():
@@ -192,11 +193,11 @@ def bench(dim: int, layers: int, rounds: int, folder: Path) -> dict[str, Any]:
             done = subprocess.run(words, capture_output=True, text=True, env=environment)
             if done.returncode:
                 raise SystemExit(f"{side} did not run:\n{done.stderr[-4000:]}")
-            told[side].append(json.loads(done.stdout.splitlines()[-1]))
-            print(f"round {number}, {side}: {told[side][-1]}", flush=True)
+            said[side].append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"round {number}, {side}: {said[side][-1]}", flush=True)
     wrong, off, far = checked(sources, folder / "ours" / "model", folder / "peer")
     middle = {side: {key: statistics.median(t[key] for t in turns) for key in turns[0]}
-              for side, turns in told.items()}  # fmt: skip
+              for side, turns in said.items()}  # fmt: skip
     ratios = {key: round(middle["peer"][key] / middle["ours"][key], 2) for key in middle["ours"]}
     return {
         "bench": "merge",
@@ -208,7 +209,7 @@ def bench(dim: int, layers: int, rounds: int, folder: Path) -> dict[str, Any]:
         "equal": wrong == 0 and far == 0,
         "values_off": {"ours": wrong, "peer": off},
         "anonymous_mb": {side: round(found["anonymous_mb"], 1) for side, found in middle.items()},
-        "machine": f"{os.cpu_count()}-core {platform.machine()} CPU",
+        "machine": machine(),
         "versions": {"torch": version("torch"), "mergekit": _version(pythons["peer"])},
     }
 
@@ -221,13 +222,7 @@ def _version(python: str) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """The command line; returns 0 if ours is exact and the peer near it."""
-    asked = {"dim": "1536", "layers": "16", "rounds": "2", "folder": ""}
-    for word in argv:
-        key, equals, value = word.partition("=")
-        if not equals or key not in asked:
-            print(f"merge: {word}: it takes {', '.join(asked)}, as key=value", file=sys.stderr)
-            return 2
-        asked[key] = value
+    asked = told("merge", argv, {"dim": "1536", "layers": "16", "rounds": "2", "folder": ""})
     folder = Path(tempfile.mkdtemp(dir=asked["folder"] or None))
     try:
         found = bench(int(asked["dim"]), int(asked["layers"]), int(asked["rounds"]), folder)

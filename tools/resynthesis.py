@@ -3,10 +3,11 @@
     python tools/resynthesis.py recordings --waveform runs/vocoder_waveform/model
     python tools/resynthesis.py recordings --waveform W --flow F --tokenizer runs/tokens/tokenizer
 
-``recordings`` is a folder of sound files, or of manifests (aqaa-jsonl), whose texts a closed-list
-recogniser then listens for, in the originals too. Two columns: ``head``, the waveform head on the
-true mel; ``codes``, the whole way, where flow and tokenizer are given. Every clip is trimmed and
-brought to the tokenizer's level first. The last line is the same as JSON.
+``recordings`` is a folder of sound files, or of manifests (aqaa-jsonl); of these the test is heard,
+where there is one, or what ``--keys`` begins with (``test/digits``). A closed-list recogniser
+listens for the texts that are known, in the originals too. Two columns: ``head``, the waveform head
+on the true mel; ``codes``, the whole way, where flow and tokenizer are given. Every clip is trimmed
+and brought to the tokenizer's level first. The last line is the same as JSON.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import torch
 from aqaa.audio.file import PEAK, at_rate, prepare, read_audio, write_audio
 from aqaa.audio.mel import log_mel
 from aqaa.audio.vocoder_mel import vocoder_mel
-from aqaa.data.clips import spoken
+from aqaa.data.clips import TEST, Spoken, spoken
 from aqaa.data.manifest import clip
 from aqaa.errors import UsageError
 from aqaa.evaluation.measure import figure
@@ -47,19 +48,27 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--waveform", type=Path, required=True)
     parser.add_argument("--flow", type=Path)
     parser.add_argument("--tokenizer", type=Path)
-    parser.add_argument("--rows", type=int, default=200, help="clips, drawn by chance")
+    parser.add_argument("--rows", type=_positive, default=200, help="clips, drawn by chance")
+    parser.add_argument("--keys", help="only clips of manifests whose MANIFEST/ID begins so")
     parser.add_argument("--out", type=Path, help="folder that gets the sounds")
     options = parser.parse_args(words)
     if (options.flow is None) != (options.tokenizer is None):
         parser.error("--flow and --tokenizer go together: give both, or neither")
     try:
         ways, peak = load(options)
-        found = measure(list(clips(options.folder, options.rows)), ways, peak, options.out)
+        given = list(clips(options.folder, options.rows, options.keys))
+        found = measure(given, ways, peak, options.out)
     except UsageError as error:
         print(f"resynthesis: {error}", file=sys.stderr)
         return 2
     show(found)
     return 0
+
+
+def _positive(word: str) -> int:
+    if (number := int(word)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} clips cannot be measured: say 1 or more")
+    return number
 
 
 def load(options: argparse.Namespace) -> tuple[dict[str, Way], float]:
@@ -89,16 +98,35 @@ def of_head(folder: Path) -> Way:
     return way
 
 
-def clips(folder: Path, rows: int) -> Iterator[tuple[str, str, Waveform]]:
-    """Name, text ('' where unknown) and sound at 16 kHz of some clips, always the same ones."""
+def clips(folder: Path, rows: int, keys: str | None) -> Iterator[tuple[str, str, Waveform]]:
+    """Name, text ('' where unknown) and sound at 16 kHz of some clips, always the same ones.
+
+    Raises:
+        UsageError: no clip's key begins with ``keys``.
+    """
     parts = spoken(folder) if any(folder.glob("*.jsonl")) else {}
     if parts:  # a recordings' own list, of another form, names no clip
-        for key in chosen(list(parts), rows):
+        named = _named(parts, keys)
+        if not named:
+            raise UsageError(f"no clip of {folder} has a key that begins with {keys}")
+        for key in chosen(named, rows):
             yield key, parts[key].text, clip(parts[key].part, folder)
         return
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in KINDS)
     for path in chosen(files, rows):
         yield str(path.relative_to(folder)), "", read_audio(path)
+
+
+def _named(parts: dict[str, Spoken], keys: str | None) -> list[str]:
+    """Keys that begin with ``keys``, or of the test, or all; a sound in several rows once."""
+    if keys is None:
+        keys = TEST if any(key.startswith(TEST) for key in parts) else ""
+    places: dict[tuple[Any, ...], str] = {}
+    for key, found in parts.items():
+        if key.startswith(keys):
+            part = found.part
+            places.setdefault((part["path"], part.get("start"), part.get("end")), key)
+    return list(places.values())
 
 
 def chosen(names: list[Any], rows: int) -> list[Any]:
@@ -137,13 +165,13 @@ def measure(
 
 
 def heard(said: dict[str, list[tuple[str, Waveform]]]) -> dict[str, Any]:
-    """Shares of clips recognised, the originals' among them; {} where no text is known."""
-    texts = {text for text, _ in said["original"]}
-    if "" in texts:
+    """Shares recognised of the clips whose text is known, the originals' among them; or {}."""
+    texts = {text for text, _ in said["original"]} - {""}
+    if not texts:
         return {}
     recogniser = Recogniser(sorted(texts))
     return {
-        way: figure(*recognised(sounds, recogniser), f"one of {len(texts)} sentences")
+        way: figure(*recognised([s for s in sounds if s[0]], recogniser), f"one of {len(texts)}")
         for way, sounds in said.items()
     }
 

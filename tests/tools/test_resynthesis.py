@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_manifests_are_listened_to(chain: Chain, capsys: pytest.CaptureFixture[s
     assert tool("resynthesis").main(words) == 0
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert set(found["recognised"]) == {"original", "head"} and "codes" not in found
-    assert found["recognised"]["original"]["n"] == 6
+    assert found["recognised"]["original"]["n"] == found["clips"] == 6
     assert found["recognised"]["original"]["value"] > 0.5
 
 
@@ -59,3 +60,37 @@ def test_nothing_to_measure_is_a_sentence(
 ) -> None:
     assert tool("resynthesis").main([str(tmp_path), *VOICE[:2]]) == 2
     assert "no sound file and no manifest lies there" in capsys.readouterr().err
+
+
+def test_the_test_alone_is_heard_and_a_sound_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pocketsphinx")
+    shutil.copy(DEMO / "question.wav", tmp_path / "a.wav")
+    shutil.copy(DEMO / "question.wav", tmp_path / "b.wav")
+    said = {"kind": "asr", "audio": {"path": "a.wav"}, "text": "which color is grass"}
+    unknown = {"kind": "audio", "audio": {"path": "b.wav"}}
+    rows = {"train": [said], "test": [said, said, unknown]}
+    for split, listed in rows.items():
+        lines = [json.dumps(row | {"id": f"{split}-{i}"}) for i, row in enumerate(listed)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+
+    def measured(*words: str) -> dict[str, Any]:
+        assert tool("resynthesis").main([str(tmp_path), *VOICE[:2], *words]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+        return found
+
+    found = measured()
+    assert found["clips"] == 2 and found["recognised"]["original"]["n"] == 1
+    assert measured("--keys", "test/test-2")["recognised"] == {}
+    assert measured("--keys", "train/")["clips"] == 1
+
+
+def test_keys_of_no_clip_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(DEMO / "question.wav", tmp_path / "a.wav")
+    (tmp_path / "train.jsonl").write_text('{"id": "a", "audio": {"path": "a.wav"}}\n')
+    assert tool("resynthesis").main([str(tmp_path), *VOICE[:2], "--keys", "tset/"]) == 2
+    assert "no clip" in (said := capsys.readouterr().err) and "tset/" in said
+    with pytest.raises(SystemExit, match="2"):
+        tool("resynthesis").main([str(tmp_path), *VOICE[:2], "--rows", "0"])
+    assert "0 clips cannot be measured" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from aqaa.audio.mel import log_mel
 from aqaa.audio.whisper_mel import whisper_mel
 from aqaa.data.utterances import Utterance, read_utterances, readable
 from aqaa.errors import UsageError
+from aqaa.evaluation.align import FRAME_RATE_HZ, Aligner
 from aqaa.evaluation.books_known import RATES_HZ, Heard, Moments, known
 from aqaa.evaluation.books_page import FILE, page
 from aqaa.losses.ctc import best_alignment, greedy_labels
@@ -69,7 +70,7 @@ def report(
         for name, book in books.items():
             heard[name].append(hear(book, samples))
     spoken = [_spoken(u, labels) for u in found]
-    moments = _moments(learners, heard, spoken)
+    moments = {"label": _letters(learners, heard, spoken), "phone": _phones(found, sounds)}
     fit = torch.rand(len(found), generator=torch.Generator().manual_seed(seed)) < _FIT_SHARE
     figures = {
         name: {
@@ -172,12 +173,12 @@ def _errors(learner: Learner | None, heard: list[Heard], spoken: list[list[str]]
 
 
 @torch.no_grad()
-def _moments(
+def _letters(
     learners: dict[str, Learner], heard: dict[str, list[Heard]], spoken: list[list[str]]
-) -> Moments | None:
-    """What is said at every moment of each clip, by the first encoder that can write.
+) -> Moments:
+    """Which label is said at every moment of each clip, by the first encoder that can write.
 
-    The best alignment of the transcript with what it hears; None where none can write.
+    The best alignment of the transcript with what it hears.
     """
     for name, learner in learners.items():
         number = {label: i + 1 for i, label in enumerate(learner.settings["labels"])}
@@ -190,4 +191,15 @@ def _moments(
                 places = best_alignment(log_probs, [number[label] for label in names])
             labels.append([names[place] for place in places])
         return Moments(labels, float(RATES_HZ[name]) * learner.ctc_steps)
-    return None
+    return Moments([[] for _ in spoken], 1.0, "no tokenizer here can write")
+
+
+def _phones(utterances: list[Utterance], sounds: list[Tensor]) -> Moments:
+    """Which phone is said at every moment, by an aligner that knows neither tokenizer."""
+    try:
+        aligner = Aligner()
+    except UsageError as error:
+        return Moments([[] for _ in sounds], FRAME_RATE_HZ, str(error))
+    pairs = track(zip(utterances, sounds, strict=True), "align", len(sounds), unit="clips")
+    found = [aligner(sound.numpy(), clip.text or "") for clip, sound in pairs]
+    return Moments(found, FRAME_RATE_HZ)

@@ -5,7 +5,7 @@ vectors before the book as its ceiling.
 Letters: N codes, D code width, C clips, T samples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,10 +35,15 @@ class Heard:
 
 @dataclass(frozen=True)
 class Moments:
-    """``labels`` of each clip at ``rate_hz``; empty where nobody wrote down what was said."""
+    """What is said when.
 
-    labels: list[list[str]]
+    ``labels`` of each clip at ``rate_hz``, None where nothing is said; a clip has none where nobody
+    wrote down its words. ``reason``: why no clip has any.
+    """
+
+    labels: Sequence[Sequence[str | None]]
     rate_hz: float
+    reason: str = ""
 
     def at(self, clip: int, codes: int, rate_hz: float) -> list[str | None]:
         """What is said in the middle of each of a clip's codes."""
@@ -52,7 +57,7 @@ def known(
     utterances: Sequence[Utterance],
     sounds: Sequence[Tensor],
     heard: Sequence[Heard],
-    moments: Moments | None,
+    moments: Mapping[str, Moments],
     fit: Tensor,
 ) -> dict[str, dict[str, Any]]:
     """Every probe of one book: its value from ``codes``, its ``ceiling``, ``chance`` and ``n``.
@@ -62,18 +67,17 @@ def known(
         utterances: the clips.
         sounds: of each (T,).
         heard: each through the book.
-        moments: what is said when; None where it is not known.
+        moments: what is said when, in letters (``label``) and in sounds (``phone``).
         fit: (C,), True for the clips the maps are fitted to; the others give the figures.
     """
     rate_hz = float(RATES_HZ[book])
     step = round(QUESTION_RATE_HZ / rate_hz)
     voices = [voice(s, len(h.codes), step_samples=step) for s, h in zip(sounds, heard, strict=True)]
-    said: list[str | None] = []
+    said: dict[str, list[str | None]] = {kind: [] for kind in moments}
     for clip, one in enumerate(heard):
-        count = len(one.codes)
-        said += moments.at(clip, count, rate_hz) if moments else [None] * count
-    targets = {
-        "label": _numbers(said),
+        for kind, what in moments.items():
+            said[kind] += what.at(clip, len(one.codes), rate_hz)
+    targets = {kind: _numbers(names) for kind, names in said.items()} | {
         "f0_hz": torch.cat([v.f0_hz for v in voices]),
         "level": torch.cat([v.level - v.level.mean() for v in voices]),
         "speaker": _numbers([u.speaker for u in utterances]),
@@ -85,7 +89,7 @@ def known(
     return {
         name: {
             "codes": probe.value, "ceiling": before[name].value, "chance": probe.chance,
-            "n": probe.n, "reason": probe.reason,
+            "n": probe.n, "reason": _reason(moments, name) or probe.reason,
         }
         for name, probe in chosen.items()
     }  # fmt: skip
@@ -97,18 +101,24 @@ def _measured(
     """All probes of vectors (N, D) of each clip."""
     x = torch.cat([windows(clip, side) for clip in clips])
     rows, f0_hz = targets["rows"], targets["f0_hz"]
-    said, voiced = targets["label"] >= 0, f0_hz > 0
+    voiced = f0_hz > 0
     found = {
-        "label": classification(x[said], targets["label"][said], rows[said]),
         "voicing": classification(x, voiced.long(), rows),
         "pitch": regression(x[voiced], f0_hz[voiced].log2(), rows[voiced]),
         "energy": regression(x, targets["level"], rows),
     }
+    for kind in ("label", "phone"):
+        said = targets[kind] >= 0
+        found[kind] = classification(x[said], targets[kind][said], rows[said])
     whole = torch.stack([torch.cat([c.mean(0), c.std(0, correction=0)]) for c in clips])
     for owner in ("speaker", "emotion"):
         mine = targets[owner] >= 0
         found[owner] = classification(whole[mine], targets[owner][mine], fit[mine])
     return found
+
+
+def _reason(moments: Mapping[str, Moments], name: str) -> str:
+    return moments[name].reason if name in moments else ""
 
 
 def _numbers(names: Sequence[str | None]) -> Tensor:

@@ -13,7 +13,8 @@ __all__ = ["FILE", "page"]
 BOOKS = ("linguistic", "semantic")
 _SHARE, _VARIANCE = "of the codes", "of the variance"
 PROBES = {
-    "label": ("What is said", _SHARE),
+    "phone": ("Which phone is said", _SHARE),
+    "label": ("Which label is said", _SHARE),
     "voicing": ("Voiced or not", _SHARE),
     "pitch": ("Pitch, where voiced", _VARIANCE),
     "energy": ("Level", _VARIANCE),
@@ -42,8 +43,9 @@ def page(record: Mapping[str, Any], runs: Mapping[str, Path]) -> str:
     lead = (
         f"{record['clips']} clips ({record['seconds'] / 60:.1f} min) that neither tokenizer was "
         f"trained on. Probes are linear maps in closed form, fitted to {record['fitted']} of them "
-        f"and read on the other {held}; a ceiling is the same probe before the codebook. What is "
-        f"said when ({escape(record['labels'])}) is the best alignment of the transcript."
+        f"and read on the other {held}; a ceiling is the same probe before the codebook. When a "
+        "phone is said (English) tells a recogniser of its own by forced alignment; when a label "
+        f"({escape(record['labels'])}) is, the tokenizer's best alignment of the transcript."
     )
     books = "".join(codebook(book, record[book]["counts"]) for book in BOOKS)
     drawn = "".join(
@@ -52,7 +54,7 @@ def page(record: Mapping[str, Any], runs: Mapping[str, Path]) -> str:
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; "
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
         "style-src 'unsafe-inline'\">"
         f"<title>What the codes know</title><style>{style}</style></head><body>"
         f'<header class="top wrap"><h1>What the codes know</h1><p class="lead">{lead}</p></header>'

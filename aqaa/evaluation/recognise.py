@@ -35,7 +35,7 @@ class Recogniser:
         self, answers: Iterable[str], pronunciations: Mapping[str, str] | None = None
     ) -> None:
         self._answer_of = _by_spoken_form(answers)
-        self._decoder = _decoder()
+        self._decoder = new_decoder()
         known = pronunciations or {}
         words = sorted({word for form in self._answer_of for word in form.split()})
         missing = [word for word in words if self._decoder.lookup_word(word) is None]
@@ -59,14 +59,7 @@ class Recogniser:
 
     def __call__(self, samples: np.ndarray) -> str:
         """The answer heard in ``samples`` float32 (T,) at 16 kHz; '' when nothing was."""
-        pad = round(PAD_S * QUESTION_RATE_HZ)
-        padded = np.pad(np.asarray(samples, np.float32), (pad, pad))
-        # The same noise for every clip, so that a verdict never depends on what was heard before.
-        noise = np.random.default_rng(0).standard_normal(len(padded)) * NOISE_RMS
-        pcm = (np.clip(padded + noise, -1.0, 1.0) * FULL_SCALE).astype(np.int16)
-        self._decoder.start_utt()
-        self._decoder.process_raw(pcm.tobytes(), full_utt=True)
-        self._decoder.end_utt()
+        hear(self._decoder, samples)
         heard = self._decoder.hyp()
         return self._answer_of.get(heard.hypstr, "") if heard else ""
 
@@ -88,7 +81,12 @@ def _by_spoken_form(answers: Iterable[str]) -> dict[str, str]:
     return forms
 
 
-def _decoder() -> Any:
+def new_decoder() -> Any:
+    """A pocketsphinx decoder of its bundled English model, without a grammar.
+
+    Raises:
+        UsageError: it is not installed.
+    """
     try:
         from pocketsphinx import Decoder
     except ImportError:
@@ -96,3 +94,15 @@ def _decoder() -> Any:
             "judging speech needs pocketsphinx, which is not installed: pip install aqaa[demo]"
         ) from None
     return Decoder(lm=None, loglevel="FATAL", samprate=QUESTION_RATE_HZ)
+
+
+def hear(decoder: Any, samples: np.ndarray) -> None:
+    """Let a decoder hear float32 (T,) at 16 kHz, with silence around it."""
+    pad = round(PAD_S * QUESTION_RATE_HZ)
+    padded = np.pad(np.asarray(samples, np.float32), (pad, pad))
+    # The same noise for every clip, so that a verdict never depends on what was heard before.
+    noise = np.random.default_rng(0).standard_normal(len(padded)) * NOISE_RMS
+    pcm = (np.clip(padded + noise, -1.0, 1.0) * FULL_SCALE).astype(np.int16)
+    decoder.start_utt()
+    decoder.process_raw(pcm.tobytes(), full_utt=True)
+    decoder.end_utt()

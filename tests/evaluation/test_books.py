@@ -66,6 +66,7 @@ def test_it_says_what_was_measured_on_both(corpus: Path, learners: Path, tmp_pat
         energy = figures["probes"]["energy"]
         assert energy["ceiling"] > 0.1 and energy["chance"] == 0
         assert figures["probes"]["label"]["n"] > 50
+        assert figures["probes"]["phone"]["n"] > 50
         assert figures["probes"]["speaker"]["n"] == 14 - record["fitted"]
     page = (out / "report.html").read_text()
     for words in ("Linguistic book", "Semantic book", "Pitch, where voiced", "Who speaks"):
@@ -83,7 +84,9 @@ def test_a_tokenizer_without_heads_is_heard_all_the_same(corpus: Path, tmp_path:
         assert "no heads lie beside" in found["errors"]["reason"]
         assert found["probes"]["label"]["codes"] is None
         assert found["probes"]["energy"]["codes"] is not None
-        assert "not measured: no heads lie beside" in (out / "report.html").read_text()
+        page = (out / "report.html").read_text()
+        assert "not measured: no heads lie beside" in page
+        assert "not measured: no tokenizer here can write" in page
 
 
 def test_vectors_that_hold_the_words_tell_the_words() -> None:
@@ -98,10 +101,13 @@ def test_vectors_that_hold_the_words_tell_the_words() -> None:
         said.append(["xyz"[i] for i in letters])
     sounds = [torch.randn(40 * 640, generator=generator) for _ in clips]
     fit = torch.arange(12) % 2 == 0
-    found = known("semantic", clips, sounds, heard, Moments(said, 25.0), fit)["label"]
+    nothing = Moments([[] for _ in clips], 1.0, "nobody told")
+    moments = {"label": Moments(said, 25.0), "phone": nothing}
+    probes = known("semantic", clips, sounds, heard, moments, fit)
+    found = probes["label"]
     assert found["ceiling"] == 1.0
     assert 0.5 < found["codes"] < 0.85 and found["chance"] < 0.45
-    assert known("semantic", clips, sounds, heard, None, fit)["label"]["codes"] is None
+    assert probes["phone"]["codes"] is None and probes["phone"]["reason"] == "nobody told"
 
 
 def test_moments_are_looked_up_in_the_middle_of_a_code() -> None:

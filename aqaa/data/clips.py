@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from aqaa.audio.file import PEAK, read_audio, trim
 from aqaa.audio.pitch import pitch
 from aqaa.audio.vocoder_mel import EDGE_SAMPLES, MAGNITUDE_FLOOR, vocoder_mel
-from aqaa.data.corpus import question_part
+from aqaa.data.corpus import is_corpus, question_part
 from aqaa.data.keyed_clips import audio_parts
-from aqaa.data.manifest import read_manifest, sound_path
+from aqaa.data.manifest import manifests_of, read_manifest, sound_path
 from aqaa.errors import UsageError
 from aqaa.signals import VOCODER_HOP_SAMPLES, VOCODER_RATE_HZ
 
@@ -48,9 +48,7 @@ def spoken(folder: str | Path, manifests: Sequence[str] | None = None) -> dict[s
     Raises:
         UsageError: the folder holds no manifest.
     """
-    names = sorted(p.stem for p in Path(folder).glob("*.jsonl")) if manifests is None else manifests
-    if not names:
-        raise UsageError(f"{folder} holds no manifest (*.jsonl) of spoken clips")
+    names = [p.stem for p in manifests_of(folder)] if manifests is None else manifests
     found, corpus = {}, is_corpus(folder)
     for name in names:
         for row in read_manifest(Path(folder) / f"{name}.jsonl"):
@@ -59,11 +57,6 @@ def spoken(folder: str | Path, manifests: Sequence[str] | None = None) -> dict[s
                 text = str(part.get("text") or row.get("text") or "")
                 found[f"{name}/{row['id']}{ending}"] = Spoken(part, speaker, text)
     return found
-
-
-def is_corpus(folder: str | Path) -> bool:
-    """Whether clips are whole groups already, one a row; else they are trimmed before they are."""
-    return (Path(folder) / "domain.json").is_file()
 
 
 def _parts(row: dict[str, Any], corpus: bool) -> list[tuple[str, dict[str, Any]]]:

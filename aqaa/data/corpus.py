@@ -20,12 +20,17 @@ _MEL_BATCH = 32
 _Key = tuple[str | None, float | None, float | None]
 
 
+def is_corpus(folder: str | Path) -> bool:
+    """Whether clips are whole groups at a level already; else they have yet to be made so."""
+    return (Path(folder) / "domain.json").is_file()
+
+
 class Corpus:
     """Rows of a corpus folder and the log-mels of their clips, computed once and kept in fp16."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if not (self.folder / "domain.json").is_file():
+        if not is_corpus(folder):
             raise UsageError(f"{folder} is not a corpus: run `aqaa data synthesize out={folder}`")
         self._mels: dict[_Key, Tensor] = {}
 

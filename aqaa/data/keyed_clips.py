@@ -1,8 +1,10 @@
-"""The clips of a corpus folder or of a manifest: what is to be encoded, under which key.
+"""The clips of a corpus, of manifests or of one: what is to be encoded, under which key.
 
 Letters: T samples.
 """
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,8 @@ from torch import Tensor
 
 from aqaa import lineage
 from aqaa.audio.file import PEAK, file_duration_s, prepare
-from aqaa.data.corpus import SPLITS, Corpus, question_part, seconds
-from aqaa.data.manifest import clip, read_manifest, sound_path
+from aqaa.data.corpus import SPLITS, Corpus, is_corpus, question_part, seconds
+from aqaa.data.manifest import clip, manifests_of, read_manifest, sound_path
 from aqaa.errors import UsageError
 from aqaa.storage import sha256_file, tree_hash
 
@@ -60,15 +62,19 @@ class Source:
 
 
 def source(path: str | Path, *, question_books: str = "both", verify: bool = True) -> Source:
-    """The clips of a corpus folder, or every audio part of an aqaa-jsonl manifest.
+    """The clips of a corpus, or every audio part of one aqaa-jsonl manifest or a folder of them.
 
     A corpus's keys are ``<split>/<row id>`` and ``answers/<answer id>``; a manifest's are
     ``<its name>/<row id>``, with ``/<number>`` where a row has several.
 
+    The hash of a folder with a MANIFEST.sha256 covers every byte. That of other manifests covers
+    their names and bytes and the size of every sound file they name, so that it is had without
+    reading sound; a sound file replaced by another of the same size it does not see.
+
     Args:
         path: folder or file.
         question_books: ``both``, or ``linguistic``: questions in that book alone.
-        verify: hold a corpus against its manifest, which reads every file.
+        verify: hold a folder against its MANIFEST.sha256, which reads every file.
 
     Raises:
         UsageError: there is no such place, or two clips would have one key.
@@ -76,13 +82,16 @@ def source(path: str | Path, *, question_books: str = "both", verify: bool = Tru
     path = Path(path)
     if question_books not in QUESTION_BOOKS:
         raise UsageError(f"question_books={question_books} is neither both nor linguistic")
-    if verify:
+    if not path.exists() or (verify and tree_hash(path if path.is_dir() else path.parent)):
         lineage.parent(path)
-    if path.is_file():
-        clips = _manifest_clips(path, bare=question_books == "linguistic")
-        return Source(path.parent, clips, sha256_file(path), False)
-    corpus = Corpus(path)
     bare = question_books == "linguistic"
+    if not is_corpus(path):
+        manifests = [path] if path.is_file() else manifests_of(path)
+        clips = [c for manifest in manifests for c in _manifest_clips(manifest, bare=bare)]
+        folder = manifests[0].parent
+        hash_ = tree_hash(path) or _hash(manifests, clips, folder)
+        return Source(folder, _distinct(clips, path), hash_, False)
+    corpus = Corpus(path)
     clips = [_clip(f"answers/{k}", row["audio"], path) for k, row in corpus.answers.items()]
     for split in SPLITS:
         for row in corpus.rows(split):
@@ -99,7 +108,15 @@ def _manifest_clips(path: Path, *, bare: bool) -> list[Clip]:
         for number, (part, human) in enumerate(parts):
             key = f"{path.stem}/{row['id']}" + (f"/{number}" if len(parts) > 1 else "")
             clips.append(_clip(key, part, path.parent, bare and human))
-    return _distinct(clips, path)
+    return clips
+
+
+def _hash(manifests: Sequence[Path], clips: Sequence[Clip], folder: Path) -> str:
+    """Names the bytes of manifests and the sizes of the files they name."""
+    lines = [f"{sha256_file(path)}  {path.name}" for path in manifests]
+    names = sorted({c.part["path"] for c in clips})
+    lines += [f"{sound_path(name, folder).stat().st_size}  {name}" for name in names]
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def audio_parts(row: dict[str, Any]) -> list[tuple[dict[str, Any], bool]]:

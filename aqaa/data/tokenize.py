@@ -1,4 +1,4 @@
-"""The verb: a corpus or a manifest into a token store, however often the work is interrupted.
+"""The verb: a corpus or manifests into a token store, however often the work is interrupted.
 
 Codes are gathered in ``OUT.parts/KKKKK-of-NNNNN``, one part for each share of a job array, and put
 together once every clip is there. Killed at any moment, the same command goes on.
@@ -61,10 +61,10 @@ def tokenize(
     batch_s: float = 120.0,
     device: str | None = None,
 ) -> None:
-    """Encode every clip of a corpus folder or an aqaa-jsonl manifest.
+    """Encode every clip of a corpus folder, an aqaa-jsonl manifest or a folder of manifests.
 
     Args:
-        corpus: folder of the corpus, or the manifest.
+        corpus: folder of the corpus, the manifest, or the folder of manifests.
         out: folder of the store, written as a whole.
         linguistic: model folder of that tokenizer.
         semantic: model folder of the other one.

@@ -11,14 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
+from aqaa import storage
 from aqaa.audio.file import write_audio
+from aqaa.data.clips import Clips
 from aqaa.data.extraction import PADDED_SHARE, buckets, encode
 from aqaa.data.keyed_clips import audio_parts, source
 from aqaa.data.manifest import write_manifest
 from aqaa.data.parts import Part, read_part
 from aqaa.data.token_store import TokenStore
+from aqaa.data.token_voice import TokenFlowBatches
 from aqaa.data.tokenize import tokenize
 from aqaa.errors import UsageError
 from aqaa.signals import CodePair
@@ -272,6 +276,80 @@ def test_a_clip_that_cannot_be_heard_is_named_and_the_rest_kept(
     write_manifest(folder / "speech.jsonl", [*rows[:3], rows[3], rows[3]])
     with pytest.raises(UsageError, match="has two clips speech/mute: ids must differ"):
         run(folder / "speech.jsonl", books, tmp_path / "out")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two manifests of odd sound files below them: another rate, two channels, several a row."""
+    here = tmp_path / "speech"
+    (here / "sound").mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    files = {"a.flac": (44_100, 1), "b.wav": (8000, 2), "c.wav": (16_000, 1)}
+    for name, (rate_hz, channels) in files.items():
+        noise = 0.05 * rng.standard_normal((rate_hz, channels))
+        noise[: rate_hz // 5] = 0.0  # silence that has to go
+        soundfile.write(here / "sound" / name, noise, rate_hz)
+    parts = [{"type": "audio", "path": f"sound/{name}"} for name in files]
+    row = {"kind": "asr", "text": "x"}
+    write_manifest(here / "train.jsonl", [
+        {"id": "a", "audio": parts[0], "speaker": "s", **row},
+        {"id": "two", "messages": [{"role": "user", "content": [parts[1], parts[2]]}]},
+        {"id": "half", "audio": {**parts[0], "start": 0.4, "end": 0.9}, **row},
+    ])  # fmt: skip
+    write_manifest(here / "validation.jsonl", [{"id": "a", "audio": parts[1], **row}])
+    (here / ".half.jsonl").write_text("cut while it was wri")
+    return here
+
+
+def test_a_folder_of_manifests_is_taken_whole(folder: Path, books: Path, tmp_path: Path) -> None:
+    run(folder, books, tmp_path / "whole")
+    store = TokenStore(tmp_path / "whole")
+    wanted = [*(f"train/{k}" for k in ("a", "two/0", "two/1", "half")), "validation/a"]
+    assert store.keys() == wanted == list(Clips(folder).spoken)
+    run(folder / "train.jsonl", books, tmp_path / "one")
+    one = TokenStore(tmp_path / "one")
+    assert all(one[key] == store[key] and store[key].groups for key in wanted[:4])
+    assert store["validation/a"] == store["train/two/0"] != store["train/two/1"]
+    for shard in ("1/2", "0/2", "merge"):
+        run(folder, books, tmp_path / "shares", shard=shard)
+    assert same_store(tmp_path / "shares", tmp_path / "whole")
+    batch = TokenFlowBatches(corpus=str(folder), tokens=str(store.folder), batch=2).batch(0)
+    assert len(batch.mel) == 2 and batch.mel.isfinite().all()
+
+
+def test_the_hash_of_manifests_covers_their_names_rows_and_the_size_of_sound(folder: Path) -> None:
+    seen = [source(folder).hash]
+
+    def changed() -> bool:
+        seen.append(source(folder).hash)
+        return seen[-1] not in seen[:-1]
+
+    assert not changed()
+    rows = (folder / "train.jsonl").read_text()
+    (folder / "train.jsonl").write_text(rows.replace('"text": "x"', '"text": "y"', 1))
+    assert changed()
+    (folder / "validation.jsonl").rename(folder / "test.jsonl")
+    assert changed()
+    samples, rate_hz = soundfile.read(folder / "sound/c.wav")
+    soundfile.write(folder / "sound/c.wav", samples[:-160], rate_hz)
+    assert changed()
+    before = source(folder / "train.jsonl").hash
+    soundfile.write(folder / "sound/c.wav", samples[:-320], rate_hz)
+    assert source(folder / "train.jsonl").hash != before
+    storage.write_manifest(folder)  # once sealed, every byte counts, and damage is refused
+    sealed = source(folder).hash
+    assert sealed == storage.tree_hash(folder)
+    soundfile.write(folder / "sound/c.wav", samples[320:], rate_hz)
+    with pytest.raises(UsageError, match="c.wav is damaged"):
+        source(folder)
+
+
+def test_a_folder_without_manifests_is_refused(books: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"empty holds no manifest \(\*\.jsonl\)"):
+        run(tmp_path / "empty", books, tmp_path / "out")
+    with pytest.raises(UsageError, match="nowhere does not exist"):
+        run(tmp_path / "nowhere", books, tmp_path / "out")
 
 
 def test_padding_stays_below_its_share() -> None:

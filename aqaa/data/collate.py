@@ -14,8 +14,9 @@ from torch import Tensor
 class TokenBatch(NamedTuple):
     """``input_ids`` (B, T) right-padded, ``targets`` and ``slots`` (B, T) of the next id.
 
-    ``sources`` (B, T) is the place of each position's task among all tasks. ``position_ids``
-    (B, T) restart at 0 with every document of a packed row; None where a row is one document.
+    ``sources`` (B, T) is the place of each position's source in the mixture, -1 in padding.
+    ``position_ids`` (B, T) restart at 0 with every document of a packed row; None where a row is
+    one document.
     ``share`` is what the loss of this batch counts for in its optimizer step: 1 on average.
     """
 
@@ -56,7 +57,8 @@ def packed(rows: Sequence[Sequence[Document]], row_tokens: int, *, pad: int) -> 
 def _batch(task: str, rows: Sequence[Sequence[Document]], width: int, pad: int) -> TokenBatch:
     inputs = np.full((len(rows), width), pad, np.int64)
     targets = inputs.copy()
-    slots, sources, positions = (np.zeros_like(inputs) for _ in range(3))
+    slots, positions = np.zeros_like(inputs), np.zeros_like(inputs)
+    sources = np.full_like(inputs, -1)
     for row, documents in enumerate(rows):
         end = 0
         for document in documents:

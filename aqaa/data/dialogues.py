@@ -3,9 +3,8 @@
 import random
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -14,8 +13,10 @@ from aqaa.backbone.loading import Ids
 from aqaa.data.collate import Document, TokenBatch, packed, padded
 from aqaa.data.corpus import Corpus
 from aqaa.data.lengths import document_lengths
+from aqaa.data.mixture import ShareOf, read_sources
 from aqaa.data.packing import Packing, best_fit, mixture
 from aqaa.data.sampler import BucketSampler, draws
+from aqaa.data.selection import selected
 from aqaa.data.tasks import TASKS, Material, Materials
 from aqaa.data.token_store import TokenStore
 from aqaa.errors import UsageError
@@ -30,19 +31,6 @@ _NEIGHBOURS = 8
 _CACHE_TOKENS = 2**24
 
 
-@dataclass(frozen=True)
-class Task:
-    """One kind of sequence in a mixture.
-
-    Args:
-        share: of the steps, in packed rows of the ids, relative to the other tasks.
-        batch: sequences a step; of no meaning in packed rows.
-    """
-
-    share: float
-    batch: int = 8
-
-
 class DialogueBatches:
     """A mixture of tasks; a batch is a pure function of (seed, step).
 
@@ -52,13 +40,15 @@ class DialogueBatches:
     Args:
         corpus: folder of the corpus.
         tokens: folder of its token store.
-        tasks: by task name, ``share`` of the steps and ``batch``, the sequences a step; in packed
-            rows ``share`` of the ids.
+        tasks: sources by name: ``share``, ``batch`` (sequences a step), ``format`` (a task, if the
+            name is none) and ``where`` (which rows), see :mod:`aqaa.data.mixture`.
         steps: how many steps the mixture is laid out for.
         code_noise: share of question codes replaced in training, most of them by a near code.
         validation_rows: validation questions in the periodic check.
         row_tokens: ids of a packed row (None: batches of one task).
         rows: packed rows a batch.
+        share_of: what shares are of in batches of one task, ``steps`` or ``ids``; in packed rows
+            they are always of the ids, as the paper's are.
         seed: decides everything.
     """
 
@@ -67,32 +57,30 @@ class DialogueBatches:
         *,
         corpus: str,
         tokens: str,
-        tasks: Mapping[str, Mapping[str, float]],
+        tasks: Mapping[str, Mapping[str, Any]],
         steps: int,
         code_noise: float = 0.1,
         validation_rows: int = 96,
         row_tokens: int | None = None,
         rows: int = 1,
+        share_of: ShareOf = "steps",
         seed: int = 0,
     ) -> None:
-        unknown = sorted(set(tasks) - set(TASKS))
-        if unknown:
-            raise UsageError(f"unknown tasks {unknown}; known: {', '.join(TASKS)}")
+        if share_of not in get_args(ShareOf):
+            raise UsageError(f"share_of={share_of} is neither {' nor '.join(get_args(ShareOf))}")
         if rows < 1 or (row_tokens is not None and row_tokens < 1):
             raise UsageError(f"rows={rows} of row_tokens={row_tokens} ids: each must be 1 or more")
         self._corpus = Corpus(corpus)
         self.store = TokenStore(tokens)
-        self._tasks = {
-            name: Task(float(task["share"]), int(task.get("batch", 8)))
-            for name, task in tasks.items()
-        }
-        self._shares = {name: task.share for name, task in self._tasks.items()}
+        self._sources = read_sources(tasks)
+        self._shares = {name: source.share for name, source in self._sources.items()}
+        self._share_of = share_of
+        self._steps = steps
         self._code_noise = code_noise
         self._validation_rows = validation_rows
         self._row_tokens = row_tokens
         self._rows = rows
         self._seed = seed
-        self._plan = draws(self._shares, steps, seed)
         self._ids: Ids | None = None
         self._cache: OrderedDict[tuple[str, int], Document] = OrderedDict()
         self._cached_tokens = 0
@@ -114,35 +102,71 @@ class DialogueBatches:
         self._ids = ids
         self._train = Materials(self._corpus, self.store, "train")
         self._near = nearest_codes(self.store) if self._code_noise else None
+        self._places = self._chosen("train")
         if self._row_tokens is None:
             self._bucket()
         else:
             self._pack(self._row_tokens)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sources, in the order that ``sources`` of a batch counts them in."""
+        return tuple(self._sources)
+
+    def _chosen(self, split: str) -> dict[str, np.ndarray]:
+        """By source that has a filter, the rows of a split that pass it."""
+        return {
+            name: selected(source.where, self._corpus.lazy_rows(split))
+            for name, source in self._sources.items()
+            if source.where
+        }
+
     def _bucket(self) -> None:
-        """Lay out batches of one task each."""
-        tasks = {name: task for name, task in self._tasks.items() if task.share > 0}
-        sizes: dict[str, list[int]] = {name: [] for name in tasks}
+        """Lay out batches of one source each."""
+        formats = {source.format: TASKS[source.format] for source in self._sources.values()}
+        sizes: dict[str, list[int]] = {name: [] for name in formats}
         for material in self._train:
             for name, row in sizes.items():
-                row.append(sum(map(_size, TASKS[name](material))))
+                row.append(sum(map(_size, formats[name](material))))
         self._samplers = {
             name: BucketSampler(
-                sizes[name],
-                batch=task.batch,
+                self._of(name, sizes[source.format]),
+                batch=source.batch,
                 seed=named_seed(self._seed, name),
                 jitter=_LENGTH_JITTER_TOKENS,
             )
-            for name, task in tasks.items()
+            for name, source in self._sources.items()
         }
+        self._step_shares = self._shares
+        if self._share_of == "ids":
+            self._step_shares = {
+                name: self._shares[name] / (source.batch * float(np.mean(self._lengths()[name])))
+                for name, source in self._sources.items()
+            }
+        self._plan = draws(self._step_shares, self._steps, self._seed)
+
+    def _of(self, name: str, rows: Any) -> Any:
+        """What a source takes of something there is for every row."""
+        if name not in self._places:
+            return rows
+        if not len(self._places[name]):
+            raise UsageError(
+                f"data.tasks.{name}.where={self._sources[name].where} takes no row of "
+                f"{self._corpus.folder / 'train.jsonl'}"
+            )
+        return np.asarray(rows)[self._places[name]]
+
+    def _lengths(self) -> dict[str, np.ndarray]:
+        """Ids of every document of each source."""
+        formats = {source.format for source in self._sources.values()}
+        measured = document_lengths(
+            self._train, sorted(formats), ids=self.ids, store=self.store, split="train"
+        )
+        return {name: self._of(name, measured[s.format]) for name, s in self._sources.items()}
 
     def _pack(self, row_tokens: int) -> None:
-        """Lay out rows of all tasks; a document that no row can hold is refused, not cut."""
-        tasks = [name for name, share in self._shares.items() if share > 0]
-        measured = document_lengths(
-            self._train, tasks, ids=self.ids, store=self.store, split="train"
-        )
-        lengths = {name: measured[name] for name in tasks}
+        """Lay out rows of all sources; a document that no row can hold is refused, not cut."""
+        lengths = self._lengths()
         self._check_fit(lengths, self._train)
         self._documents = mixture(self._shares, lengths, self._seed)
         sizes = self._documents.sizes(lengths)
@@ -180,12 +204,17 @@ class DialogueBatches:
         return padded(self._task(step)[0], [row[0] for row in rows], pad=pad)
 
     def drawn(self, step: int) -> list[list[tuple[str, int]]]:
-        """For every row of a batch its documents: the task, and the row of the corpus."""
-        if self._row_tokens is not None:
-            numbers = range(step * self._rows, (step + 1) * self._rows)
-            return [[self._documents.at(i) for i in self.packing.documents(n)] for n in numbers]
-        task, times = self._task(step)
-        return [[(task, row)] for row in self._samplers[task].rows(times)]
+        """For every row of a batch its documents: the source, and the row of the corpus."""
+        if self._row_tokens is None:
+            name, times = self._task(step)
+            return [[(name, self._row(name, i))] for i in self._samplers[name].rows(times)]
+        numbers = range(step * self._rows, (step + 1) * self._rows)
+        found = [[self._documents.at(i) for i in self.packing.documents(n)] for n in numbers]
+        return [[(name, self._row(name, i)) for name, i in row] for row in found]
+
+    def _row(self, name: str, place: int) -> int:
+        """Row of the corpus at a place of a source."""
+        return int(self._places[name][place]) if name in self._places else place
 
     def origin(self, row: int) -> dict[str, Any]:
         """Where a row of the training corpus comes from: its id, and its sound files."""
@@ -194,24 +223,26 @@ class DialogueBatches:
         return {"id": found["id"], "sound": [_place(part, self._corpus.folder) for part in parts]}
 
     def _task(self, step: int) -> tuple[str, int]:
-        """Task of a step and how often it came before; the plan grows where a run goes past it.
+        """Source of a step and how often it came before; the plan grows where a run goes past it.
 
         It does with several batches an optimizer step, and when a loader fetches ahead. A longer
         plan begins like a shorter one.
         """
         if step >= len(self._plan):
-            self._plan = draws(self._shares, 2 * (step + 1), self._seed)
+            self._plan = draws(self._step_shares, 2 * (step + 1), self._seed)
         return self._plan[step]
 
     def validation(self) -> list[TokenBatch]:
-        """The first validation questions in every task of the mixture, without noise."""
+        """The first validation questions of every source of the mixture, without noise."""
         rows = Materials(self._corpus, self.store, "validation")
-        count = min(self._validation_rows, len(rows))
+        chosen = self._chosen("validation")
         pad = self.ids.vocabulary.pad
         built = {
-            task: [self._encode(task, rows[i]) for i in range(count)]
-            for task, share in self._shares.items()
-            if share > 0
+            name: [
+                self._encode(name, rows[int(i)])
+                for i in chosen.get(name, range(len(rows)))[: self._validation_rows]
+            ]
+            for name in self._sources
         }
         if self._row_tokens is None:
             for documents in built.values():
@@ -219,7 +250,7 @@ class DialogueBatches:
             return [
                 padded(task, documents[i : i + 16], pad=pad)
                 for task, documents in built.items()
-                for i in range(0, count, 16)
+                for i in range(0, len(documents), 16)
             ]
         lengths = {t: np.array([len(d.ids) - 1 for d in ds]) for t, ds in built.items()}
         self._check_fit(lengths, rows)
@@ -241,11 +272,12 @@ class DialogueBatches:
                 self._cached_tokens -= len(self._cache.popitem(last=False)[1].ids)
         return found
 
-    def _encode(self, task: str, material: Material) -> Document:
+    def _encode(self, name: str, material: Material) -> Document:
         ids = self.ids
-        stream = ids.layout.encode(TASKS[task](material), ids.text, ids.vocabulary)
-        source = list(TASKS).index(task)
-        return Document(source, np.array(stream.ids, np.int32), np.array(stream.slots, np.int8))
+        dialogue = TASKS[self._sources[name].format](material)
+        stream = ids.layout.encode(dialogue, ids.text, ids.vocabulary)
+        ids_, slots = np.array(stream.ids, np.int32), np.array(stream.slots, np.int8)
+        return Document(self.names.index(name), ids_, slots)
 
     def _noisy(self, document: Document, rng: np.random.Generator) -> Document:
         """Replace some linguistic codes without loss: what a new voice does to a tokenizer."""

@@ -14,11 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from aqaa.errors import UsageError
-from aqaa.runtime import catalogue
+from aqaa.runtime import budget, catalogue
 from aqaa.runtime.catalogue import conf_dir
 from aqaa.runtime.targets import bind_targets, check_targets
 
 __all__ = ["bind_targets", "check_targets", "compose", "conf_dir"]
+
+budget.register()
 
 
 def compose(
@@ -44,6 +46,7 @@ def compose(
     choices = {o.key_or_group: str(o.value()) for o in parsed if _is_choice(o, conf)}
     _check_choices(verb, choices, conf)
     cfg = _hydra(verb, overrides, parsed, choices, conf)
+    budget.check(cfg)
     missing = _missing(OmegaConf.to_container(cfg, resolve=False))
     if missing and not allow_missing:
         raise UsageError(

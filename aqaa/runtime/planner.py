@@ -197,6 +197,9 @@ def make_plan(
     for name, value in counts.items():
         if value is not None and value < 1:
             raise UsageError(f"{name}={value}: there must be one at least")
+    if cfg.data.get("row_tokens"):  # a budget of ids takes other steps with other rows
+        cfg.data.update({"rows": rows or cfg.data.rows,
+                         "row_tokens": row_tokens or cfg.data.row_tokens})  # fmt: skip
     place = placement(cfg, rows=rows, row_tokens=row_tokens)
     if backbone:
         config = sizes.step1_config(backbone, table_rows=table_rows)

@@ -4,6 +4,7 @@ Letters: B sequences, T ids, N supervised positions, W width.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,7 +17,6 @@ from aqaa.backbone.head import LossHead
 from aqaa.backbone.loading import Backbone, load_backbone
 from aqaa.backbone.lora import Lora
 from aqaa.data.collate import TokenBatch
-from aqaa.data.tasks import TASKS
 from aqaa.errors import UsageError
 from aqaa.losses.next_token import SlotTable, TokenLoss
 from aqaa.losses.tally import TOTALS, figures, tally
@@ -124,7 +124,9 @@ class LanguageModel(pl.LightningModule):
         self.head: Any = None
         self._backbone: Backbone | None = None
         self._tables: dict[int, SlotTable] = {}
+        self._sources: tuple[str, ...] = ()
         self._seen: Tensor | None = None
+        self._read: Tensor | None = None
 
     @property
     def backbone(self) -> Backbone:
@@ -141,7 +143,9 @@ class LanguageModel(pl.LightningModule):
         self.decoder = self._backbone.model.train()
         self._tables = slot_tables(self._backbone, self._slot_weights, self._normalise)
         self.head = LossHead(table=self._backbone.table, tables=self._tables)
-        self.trainer.datamodule.source.bind(self._backbone.ids)  # type: ignore[attr-defined]
+        source = self.trainer.datamodule.source  # type: ignore[attr-defined]
+        source.bind(self._backbone.ids)
+        self._sources = tuple(source.names)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up a run; see :func:`keep_frozen`."""
@@ -189,9 +193,11 @@ class LanguageModel(pl.LightningModule):
         found: TokenLoss = self.head(hidden[at], targets, batch.slots[at])
         if count:
             tasks = batch.sources[at] + len(TOKEN_TYPES)
-            names = len(TOKEN_TYPES) + len(TASKS)
+            names = len(TOKEN_TYPES) + len(self._sources)
             seen = tally(found, self._kinds(targets), tasks, size=names)
             self._seen = seen if self._seen is None else self._seen + seen
+            read = self._ids_read(batch.sources)
+            self._read = read if self._read is None else self._read + read
         return found.loss
 
     def _kinds(self, targets: Tensor) -> Tensor:
@@ -200,14 +206,24 @@ class LanguageModel(pl.LightningModule):
         starts = torch.tensor([v.linguistic_start, v.semantic_start, v.marker_start])
         return torch.bucketize(targets, starts.to(targets.device), right=True)
 
+    def _ids_read(self, sources: Tensor) -> Tensor:
+        """How many ids (S,) of each source stand in ``sources`` (B, T), padding left out."""
+        counts = torch.zeros(len(self._sources) + 1, dtype=torch.float64, device=sources.device)
+        one = torch.ones((), dtype=torch.float64, device=sources.device)
+        places = sources.flatten() + 1
+        return counts.index_add_(0, places, one.expand(len(places)))[1:]
+
     def _log(self, split: str) -> None:
         """Log the sums since the last time, of all ranks; the only place that waits for them."""
-        names = (*TOKEN_TYPES, *TASKS)
-        seen = self._seen
-        if seen is None:  # a rank that had nothing to count
-            seen = torch.zeros(len(names), len(TOTALS), dtype=torch.float64, device=self.device)
-        self._seen = None
-        self.log_dict(figures(split, total(seen).tolist(), names, kinds=len(TOKEN_TYPES)))
+        names = (*TOKEN_TYPES, *self._sources)
+        seen, read = self._seen, self._read
+        if seen is None or read is None:  # a rank that had nothing to count
+            zeros = partial(torch.zeros, dtype=torch.float64, device=self.device)
+            seen, read = zeros(len(names), len(TOTALS)), zeros(len(self._sources))
+        self._seen = self._read = None
+        found = figures(split, total(seen).tolist(), names, kinds=len(TOKEN_TYPES))
+        counts = zip(self._sources, total(read).tolist(), strict=True)
+        self.log_dict(found | {f"{split}/{name}_tokens": n for name, n in counts if n})
 
     def export(self, folder: Path, gather: Gather = in_place) -> None:
         """Write the backbone folder, on the rank that keeps what is gathered."""

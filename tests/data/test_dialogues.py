@@ -249,7 +249,7 @@ def test_packed_rows_are_filled_with_the_very_documents(chain: Chain, row_tokens
             for task, i in row
         ]
         assert documents(batch) == wanted
-        places = {list(TASKS).index(task) for row in made.drawn(step) for task, _ in row}
+        places = {list(MIXTURE).index(task) for row in made.drawn(step) for task, _ in row}
         assert set(batch.sources[batch.slots > 0].tolist()) == places
 
 

@@ -57,6 +57,8 @@ class Tokens:
     They are of any length, and supervise one id or all, of any kind: batches weigh very unequally.
     """
 
+    names = ("tts", "asr")
+
     def __init__(self, rows: int = 2, *, packs: bool = False, checks: tuple[int, ...] = ()) -> None:
         self.rows = rows
         self.packs = packs

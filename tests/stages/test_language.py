@@ -11,7 +11,6 @@ from aqaa.backbone.head import LossHead
 from aqaa.backbone.loading import Backbone, Ids, load_backbone
 from aqaa.data.collate import TokenBatch
 from aqaa.data.dialogues import DialogueBatches
-from aqaa.data.tasks import TASKS
 from aqaa.losses.next_token import SlotTable
 from aqaa.runtime.compose import compose
 from aqaa.stages.language import SLOT_WEIGHTS, LanguageModel, slot_tables
@@ -157,11 +156,16 @@ def test_figures_are_sums_over_positions(chain: Chain, llama: Path, attach, monk
             [[vocabulary.token_type(int(t)) == kind for t in row] for row in targets]
         )
         wanted[f"validation/{kind}_loss"] = found[here].mean()
-    for number, task in enumerate(TASKS):
+    positions = torch.cat([batch.position_ids for batch in batches])
+    for number, task in enumerate(MIXTURE):
         here = learnt & (sources == number)
-        assert here.any() == (task in MIXTURE)
-        if task in MIXTURE:
-            wanted[f"validation/{task}"] = (weight * found)[here].sum() / weight[here].sum()
+        wanted[f"validation/{task}"] = (weight * found)[here].sum() / weight[here].sum()
+        # What is read counts, learnt or not; the tail of a row is no document.
+        drawn = [which for step in (0, 1) for row in source.drawn(step) for which in row]
+        documents = [source._document(*which) for which in drawn if which[0] == task]
+        wanted[f"validation/{task}_tokens"] = sum(len(d.ids) - 1 for d in documents)
+        assert wanted[f"validation/{task}_tokens"] == int((sources == number).sum()) > here.sum()
+    assert (sources == -1).any() and (positions[sources == -1] < ROW_TOKENS).all()
     for name, value in wanted.items():
         assert logged.pop(name) == pytest.approx(float(value), rel=1e-5), name
     left = {f"validation/{k}_{f}" for k in TOKEN_TYPES for f in ("entropy", "accuracy")}

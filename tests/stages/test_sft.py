@@ -27,7 +27,7 @@ def test_the_second_round_has_one_task(chain: Chain, metrics) -> None:
     rows = metrics(chain / "sft_2")
     assert all(row["train/aqtaa"] == row["train/loss"] for row in rows)
     assert {name for name in rows[0] if name.startswith("train/")} == {
-        *("train/loss", "train/aqtaa"),
+        *("train/loss", "train/aqtaa", "train/aqtaa_tokens"),
         *(f"train/{kind}_{what}" for kind in TOKEN_TYPES for what in FIGURES),
     }
 

@@ -1,5 +1,7 @@
 """`aqaa plan VERB …`: what a training needs and how long it takes, before a job is queued.
 
+Stages of the backbone are planned here, those of the small networks in ``planner_organ.py``.
+
 It composes the very config the verb would run, measures the backbone on the meta device and does
 arithmetic: memory of a rank, traffic, speed, checkpoints, what limits it. What cannot fit, or saves
 more often than a save takes, is refused with the nearest setting that can.
@@ -114,7 +116,7 @@ def plan(
     """Print the plan of a training (`aqaa plan`).
 
     Args:
-        verb: the stage of the backbone.
+        verb: the stage.
         overrides: of that verb.
         gpu: fields of :class:`Hardware`.
         backbone: sizes of a Step-1.
@@ -131,10 +133,22 @@ def plan(
     Raises:
         UsageError: the settings do not fit one another or the hardware.
     """
+    from aqaa.runtime.planner_organ import ORGANS, plan_organ
     from aqaa.runtime.planner_show import show, write_sbatch
 
+    hardware = Hardware(**gpu)
+    if verb in ORGANS:
+        backbones = {"backbone": backbone, "model": model, "row_tokens": row_tokens,
+                     "tokens": tokens}  # fmt: skip
+        if given := [name for name, value in backbones.items() if value is not None]:
+            raise UsageError(f"a {verb} has no {given[0]}=: its size is {verb}=, its batch rows=")
+        plan_organ(verb=verb, overrides=overrides, gpu=hardware, nodes=nodes, rows=rows, out=out,
+                   gpus_per_node=gpus_per_node, as_json=as_json)  # fmt: skip
+        return
+    if verb not in PLANNED:
+        raise UsageError(f"{verb} cannot be planned: there are {', '.join((*PLANNED, *ORGANS))}")
     found = make_plan(
-        verb, overrides, gpu=Hardware(**gpu), backbone=backbone, nodes=nodes, model=model,
+        verb, overrides, gpu=hardware, backbone=backbone, nodes=nodes, model=model,
         gpus_per_node=gpus_per_node, table_rows=table_rows, rows=rows, row_tokens=row_tokens,
         tokens=tokens,
     )  # fmt: skip
@@ -188,9 +202,7 @@ def make_plan(
     from aqaa.runtime.compose import bind_targets, compose
     from aqaa.runtime.run import check_trainer
 
-    if verb not in PLANNED:
-        raise UsageError(f"{verb} cannot be planned: there are {', '.join(PLANNED)}")
-    cfg = compose(verb, _placed(overrides, nodes, gpus_per_node))
+    cfg = compose(verb, placed(overrides, nodes, gpus_per_node))
     bind_targets(cfg)
     check_trainer(cfg.trainer)
     counts = {"rows": rows, "row_tokens": row_tokens, "table_rows": table_rows, "tokens": tokens}
@@ -310,7 +322,7 @@ def _changes(plan: Plan) -> Iterator[tuple[str, Placement]]:
                 break
 
 
-def _placed(overrides: Sequence[str], nodes: int | None, gpus: int | None) -> list[str]:
+def placed(overrides: Sequence[str], nodes: int | None, gpus: int | None) -> list[str]:
     """The overrides as the launcher would give them."""
     wanted = {"trainer.num_nodes": nodes, "trainer.devices": gpus}
     for name, value in wanted.items():

@@ -1,6 +1,7 @@
 """A plan for people: tables on the terminal, and the file that queues it."""
 
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -16,8 +17,13 @@ _LONGEST_H = 24.0  # of one job; the rest follows by requeueing
 
 def show(plan: Plan) -> None:
     """Print the plan."""
+    display(sections(plan))
+
+
+def display(sections_: Mapping[str, list[tuple[str, str]]]) -> None:
+    """Print rows of (what, how much) by heading."""
     console = Console(highlight=False)
-    for title, rows in sections(plan).items():
+    for title, rows in sections_.items():
         table = Table(title=title, title_justify="left", show_header=False, min_width=72)
         for name, value in rows:
             table.add_row(name, value)
@@ -75,29 +81,45 @@ def size(count: int) -> str:
 
 def write_sbatch(plan: Plan, path: Path) -> None:
     """Write a file for ``sbatch`` that runs the planned command on the planned machines."""
-    hours = min(_LONGEST_H, max(1.0, _SPARE_TIME * plan.hours))
-    minutes = int(60 * hours)
-    words = " ".join(shlex.quote(word) for word in (plan.verb, *plan.overrides))
+    notes = [
+        f"Planned: {plan.timing.tokens_per_s:,.0f} ids a second, {plan.hours:,.1f} h in all, "
+        f"{size(plan.memory.peak)} of {size(plan.gpu.usable_bytes)} a rank, "
+        f"limited by {plan.timing.limit}.",
+        f"The backbone that parents.model names has to have {plan.shape.whole.parameters:,} "
+        "parameters, an adapter counted.",
+    ]
+    job = sbatch(plan.verb, plan.overrides, nodes=plan.nodes, gpus_per_node=plan.gpus_per_node,
+                 hours=plan.hours, notes=notes)  # fmt: skip
+    write_text(path, job)
+
+
+def sbatch(
+    verb: str,
+    overrides: Sequence[str],
+    *,
+    nodes: int,
+    gpus_per_node: int,
+    hours: float,
+    notes: Sequence[str],
+) -> str:
+    """A job of a verb; ``hours`` without starts, saves and checks, for which some are added."""
+    minutes = int(60 * min(_LONGEST_H, max(1.0, _SPARE_TIME * hours)))
     lines = [
         "#!/usr/bin/env bash",
-        f"#SBATCH --job-name=aqaa-{plan.verb}",
-        f"#SBATCH --nodes={plan.nodes}",
-        f"#SBATCH --ntasks-per-node={plan.gpus_per_node}",
-        f"#SBATCH --gpus-per-node={plan.gpus_per_node}",
+        f"#SBATCH --job-name=aqaa-{verb}",
+        f"#SBATCH --nodes={nodes}",
+        f"#SBATCH --ntasks-per-node={gpus_per_node}",
+        f"#SBATCH --gpus-per-node={gpus_per_node}",
         f"#SBATCH --time={minutes // 60:02d}:{minutes % 60:02d}:00",
         "#SBATCH --cpus-per-task=8",
         "#SBATCH --output=slurm-%x-%j.out",
         "#SBATCH --open-mode=append",
         "#SBATCH --requeue",
         "#SBATCH --signal=B:USR1@300",
-        f"# Planned: {plan.timing.tokens_per_s:,.0f} ids a second, {plan.hours:,.1f} h in all, "
-        f"{size(plan.memory.peak)} of {size(plan.gpu.usable_bytes)} a rank, "
-        f"limited by {plan.timing.limit}.",
-        f"# The backbone that parents.model names has to have {plan.shape.whole.parameters:,} "
-        "parameters, an adapter counted.",
-        f"exec bash slurm/launch.sh {words}",
+        *(f"# {note}" for note in notes),
+        f"exec bash slurm/launch.sh {shlex.join([verb, *overrides])}",
     ]
-    write_text(path, "\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def _times(plan: Plan) -> str:

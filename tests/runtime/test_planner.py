@@ -205,7 +205,7 @@ def test_what_cannot_fit_is_refused_with_the_nearest_that_can() -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["merge"], "merge cannot be planned: there are pretrain, sft, dpo"),
+        (["merge"], "merge cannot be planned: there are pretrain, sft, dpo, tokenizer, vocoder"),
         (["sft", "preset=paper/sft_1"], "does not exist yet, so its size is not known"),
         (["sft", "preset=paper/sft_1", "backbone=step1_3b", "nodes=0"], "trainer.num_nodes=0"),
         (["sft", "preset=paper/sft_1", "backbone=step1_3b", "rows=0"], "rows=0"),

@@ -1,7 +1,7 @@
 """The training tasks: what a row of a corpus becomes, turn by turn."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aqaa.data.corpus import Corpus, answer_text, question_part
@@ -61,6 +61,11 @@ def _aqta(m: Material) -> Dialogue:
     return [_system("write"), m.question, Turn("assistant", m.answer.text, loss=True)]
 
 
+def _taqta(m: Material) -> Dialogue:
+    heard_and_read = replace(m.question, text=question_part(m.row)["text"])
+    return [_system("write"), heard_and_read, Turn("assistant", m.answer.text, loss=True)]
+
+
 def _aqtaa(m: Material) -> Dialogue:
     return [m.question, m.answer]
 
@@ -79,6 +84,7 @@ TASKS: dict[str, Callable[[Material], Dialogue]] = {
     "aqta": _aqta,
     "aqtaa": _aqtaa,
     "aqaa": _aqaa,
+    "taqta": _taqta,
 }
 
 

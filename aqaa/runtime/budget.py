@@ -1,10 +1,11 @@
 """How long a training is, counted in ids or in passes over its data.
 
-In a config ``${steps_of_budget:}`` is the number of steps that read ``budget.share`` of
+A budget is a number of ids. In a config ``${steps_of_budget:}`` is the number of steps that read ``budget.share`` of
 ``budget.tokens`` ids, and ``${share_of_steps:0.04}`` that part of ``run.steps``: a preset keeps its
 proportions at any budget.
 """
 
+import math
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -39,6 +40,25 @@ def steps_of_budget(*, _root_: Any) -> int:
             f"has a share above 0, of 1 at most"
         )
     return max(1, round(tokens * share / step_tokens(_root_)))
+
+
+def steps_of_epochs(cfg: Any) -> int:
+    """Optimizer steps that read ``epochs.of`` ``epochs.count`` times; it lays out all the data."""
+    from hydra.utils import instantiate
+
+    from aqaa.backbone.loading import Ids
+
+    count, trainer = cfg.epochs.count, cfg.trainer
+    ranks = (trainer.devices, trainer.num_nodes)
+    if count <= 0 or not all(isinstance(n, int) and n > 0 for n in ranks):
+        raise UsageError(
+            f"epochs.count={count} on trainer.devices={ranks[0]}, num_nodes={ranks[1]} ranks: each "
+            f"must be a number above 0"
+        )
+    source = instantiate(cfg.data, _convert_="all")
+    source.bind(Ids.load(cfg.parents.model))
+    batches = count * source.epoch_batches(cfg.epochs.of)
+    return math.ceil(batches / (ranks[0] * ranks[1] * trainer.accumulate_grad_batches))
 
 
 def share_of_steps(share: float, *, _root_: Any) -> int:

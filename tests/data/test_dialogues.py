@@ -27,8 +27,9 @@ LOSS = {
     "aqta": {Slot.TEXT},
     "aqtaa": {Slot.TEXT, Slot.LINGUISTIC, Slot.SEMANTIC, Slot.AFTER},
     "aqaa": {Slot.LINGUISTIC, Slot.SEMANTIC, Slot.AFTER},
+    "taqta": {Slot.TEXT},
 }
-SPOKEN_QUESTION = {"asr", "aqta", "aqtaa", "aqaa"}
+SPOKEN_QUESTION = {"asr", "aqta", "aqtaa", "aqaa", "taqta"}
 
 
 def source(chain: Chain, task: str, noise: float = 0.0, *, batch: int = 8) -> DialogueBatches:
@@ -142,6 +143,9 @@ def test_turns_say_what_the_rows_say(chain: Chain) -> None:
     assert read[0].text == "read in a high voice"
     assert speak[1].text == f"{answer_text(rows[styled])} in a high voice"
     assert TASKS["asr"](material)[-1].text == question_part(rows[styled])["text"]
+    both = TASKS["taqta"](material)[1]
+    assert both.text == question_part(rows[styled])["text"]
+    assert both.speech == material.question.speech and not both.loss
     answer = TASKS["aqtaa"](material)[-1]
     assert answer.text == answer_text(rows[styled]) and answer.loss
     assert answer.speech == [store[f"answers/{rows[styled]['meta']['answer_id']}"]]

@@ -1,6 +1,6 @@
 """How long a training is, counted in ids or in passes over its data.
 
-A budget is a number of ids. In a config ``${steps_of_budget:}`` is the number of steps that read ``budget.share`` of
+In a config ``${steps_of_budget:}`` is the number of steps that read ``budget.share`` of
 ``budget.tokens`` ids, and ``${share_of_steps:0.04}`` that part of ``run.steps``: a preset keeps its
 proportions at any budget.
 """

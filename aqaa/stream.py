@@ -23,7 +23,6 @@ from aqaa.signals import (
 )
 from aqaa.vocabulary import Vocabulary
 
-
 History = Literal["text", "audio", "none"]
 
 

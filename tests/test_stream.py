@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -328,7 +328,7 @@ def silent(dialogue: Dialogue) -> Dialogue:
 
 
 @many
-@given(layouts, st.lists(rounds, min_size=1, max_size=4), st.sampled_from(["text", "audio", "none"]))
+@given(layouts, st.lists(rounds, min_size=1, max_size=4), st.sampled_from(get_args(History)))
 def test_training_on_an_answer_reads_what_the_decoder_will_see(
     layout: StreamLayout, listed: list[tuple[str, CodePair, str, list[CodePair]]], history: History
 ) -> None:

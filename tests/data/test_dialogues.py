@@ -173,17 +173,6 @@ def test_codes_of_other_tokenizers_are_refused(chain: Chain) -> None:
         made.bind(replace(Ids.load(chain / "init"), tokenizer_hash="other"))
 
 
-def test_rows_of_several_questions_are_refused(chain: Chain) -> None:
-    store, corpus = TokenStore(chain / "tokens"), Corpus(chain / "corpus")
-    row = corpus.rows("train")[0]
-    question, answer = row["messages"]
-    asked_twice = {**row, "messages": [question, answer, question, answer]}
-    corpus.lazy_rows = lambda split: [asked_twice]  # type: ignore[method-assign]
-    with pytest.raises(UsageError, match=f"row {row['id']} of train.jsonl has 2 user") as caught:
-        Materials(corpus, store, "train")[0]
-    assert "\n" not in str(caught.value)
-
-
 def test_mixtures_that_make_no_sense(chain: Chain, tmp_path: Path) -> None:
     folders = {"corpus": str(chain / "corpus"), "tokens": str(chain / "tokens")}
     with pytest.raises(UsageError, match=r"unknown tasks \['asd'\]; known: continuation, asr"):

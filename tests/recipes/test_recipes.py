@@ -191,7 +191,8 @@ class Reader:
 
     def _run(self, words: list[str], tiny: tuple[str, ...], tasks: object) -> str:
         given = any(word.startswith("+data.tasks=") for word in words)
-        names = () if given else getattr(tasks, "tasks", None) or ()
+        packs = getattr(tasks, "row_tokens", None)
+        names = () if given or packs else getattr(tasks, "tasks", None) or ()
         small = [f"data.tasks.{name}.batch=2" for name in names]
         if words[0] == "answer":
             return self._answer(words)

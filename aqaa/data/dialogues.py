@@ -12,15 +12,15 @@ import torch
 from aqaa.backbone.loading import Ids
 from aqaa.data.collate import Document, TokenBatch, packed, padded
 from aqaa.data.corpus import Corpus
-from aqaa.data.lengths import document_lengths
+from aqaa.data.kept import kept
+from aqaa.data.lengths import about_lengths, document_lengths, encoding
 from aqaa.data.mixture import ShareOf, read_sources
-from aqaa.data.packing import Packing, best_fit, mixture
+from aqaa.data.packing import Documents, Packing, best_fit, mixture, pack
 from aqaa.data.sampler import BucketSampler, draws
 from aqaa.data.selection import selected
 from aqaa.data.tasks import TASKS, Material, Materials
 from aqaa.data.token_store import TokenStore
 from aqaa.errors import UsageError
-from aqaa.signals import Turn
 from aqaa.stream import Slot
 from aqaa.tokenizer.dual import load_book
 
@@ -115,19 +115,19 @@ class DialogueBatches:
 
     def _chosen(self, split: str) -> dict[str, np.ndarray]:
         """By source that has a filter, the rows of a split that pass it."""
-        return {
-            name: selected(source.where, self._corpus.lazy_rows(split))
-            for name, source in self._sources.items()
-            if source.where
-        }
+        rows = self._corpus.lazy_rows(split)
+
+        def choose(where: Mapping[str, Any]) -> np.ndarray:
+            key = {"of": "where", "where": where, "split": split}
+            made = kept(self.store, key, lambda: {"rows": selected(where, rows)}, rows=len(rows))
+            return made["rows"]
+
+        return {name: choose(s.where) for name, s in self._sources.items() if s.where}
 
     def _bucket(self) -> None:
         """Lay out batches of one source each."""
-        formats = {source.format: TASKS[source.format] for source in self._sources.values()}
-        sizes: dict[str, list[int]] = {name: [] for name in formats}
-        for material in self._train:
-            for name, row in sizes.items():
-                row.append(sum(map(_size, formats[name](material))))
+        formats = self._formats()
+        sizes = about_lengths(self._train, formats, store=self.store, split="train")
         self._samplers = {
             name: BucketSampler(
                 self._of(name, sizes[source.format]),
@@ -139,11 +139,15 @@ class DialogueBatches:
         }
         self._step_shares = self._shares
         if self._share_of == "ids":
+            lengths = self._lengths()
             self._step_shares = {
-                name: self._shares[name] / (source.batch * float(np.mean(self._lengths()[name])))
+                name: self._shares[name] / (source.batch * float(np.mean(lengths[name])))
                 for name, source in self._sources.items()
             }
         self._plan = draws(self._step_shares, self._steps, self._seed)
+
+    def _formats(self) -> list[str]:
+        return sorted({source.format for source in self._sources.values()})
 
     def _of(self, name: str, rows: Any) -> Any:
         """What a source takes of something there is for every row."""
@@ -158,19 +162,28 @@ class DialogueBatches:
 
     def _lengths(self) -> dict[str, np.ndarray]:
         """Ids of every document of each source."""
-        formats = {source.format for source in self._sources.values()}
         measured = document_lengths(
-            self._train, sorted(formats), ids=self.ids, store=self.store, split="train"
+            self._train, self._formats(), ids=self.ids, store=self.store, split="train"
         )
         return {name: self._of(name, measured[s.format]) for name, s in self._sources.items()}
 
     def _pack(self, row_tokens: int) -> None:
         """Lay out rows of all sources; a document that no row can hold is refused, not cut."""
-        lengths = self._lengths()
-        self._check_fit(lengths, self._train)
-        self._documents = mixture(self._shares, lengths, self._seed)
-        sizes = self._documents.sizes(lengths)
-        self.packing = Packing(sizes, row_tokens=row_tokens, seed=self._seed)
+
+        def make() -> dict[str, np.ndarray]:
+            lengths = self._lengths()
+            self._check_fit(lengths, self._train)
+            documents = mixture(self._shares, lengths, self._seed)
+            made = pack(documents.sizes(lengths), row_tokens=row_tokens, seed=self._seed)
+            return {"sources": documents.sources, "places": documents.places,
+                    "packed": made.packed, "ends": made.ends}  # fmt: skip
+
+        sources = [(n, s.format, s.share, s.where) for n, s in self._sources.items()]
+        key = {"of": "packing", **encoding(self.ids), "sources": sources,
+               "row_tokens": row_tokens, "seed": self._seed}  # fmt: skip
+        found = kept(self.store, key, make, rows=len(self._train))
+        self._documents = Documents(self.names, found["sources"], found["places"])
+        self.packing = Packing(found["packed"], found["ends"], self._seed)
 
     def _check_fit(self, lengths: Mapping[str, np.ndarray], materials: Materials) -> None:
         """Refuse documents that no packed row can hold; lengths by task, of the first rows."""
@@ -313,12 +326,6 @@ class DialogueBatches:
         ids = ids.copy()
         ids[changed] = start + np.where(rng.random(len(changed)) < 0.7, near, any_code)
         return document._replace(ids=ids)
-
-
-def _size(turn: Turn) -> int:
-    """About how many ids a turn has: its codes and its words."""
-    codes = sum(len(pair.linguistic) + len(pair.semantic) for pair in turn.speech)
-    return codes + len(turn.text.split())
 
 
 def _place(part: dict[str, Any], folder: Path) -> str:

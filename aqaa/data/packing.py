@@ -6,6 +6,7 @@ rows are found by counting.
 
 from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
@@ -46,44 +47,58 @@ def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
     return rows
 
 
+@dataclass(frozen=True, eq=False)
 class Packing:
     """Rows of documents; which documents a row has is a pure function of (seed, its number).
 
-    ``rows`` is how many an epoch has, ``fill_rate`` the share of their ids that are documents'.
+    Args:
+        packed: documents of all rows, one row after another, int64 (documents,).
+        ends: where each row begins in ``packed``, and the end, int64 (rows + 1,).
+        seed: decides the order of the rows in each epoch.
+    """
+
+    packed: np.ndarray
+    ends: np.ndarray
+    seed: int
+
+    @property
+    def rows(self) -> int:
+        """How many an epoch has."""
+        return len(self.ends) - 1
+
+    def documents(self, number: int) -> list[int]:
+        """Documents of row ``number``, counted from zero over all epochs."""
+        epoch, turn = divmod(number, self.rows)
+        row = _order(self.seed, self.rows, epoch)[turn]
+        return self.packed[self.ends[row] : self.ends[row + 1]].tolist()
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, rows: int, epoch: int) -> np.ndarray:
+    """The rows of an epoch in their order; it depends on nothing else and may be shared."""
+    return np.random.default_rng([seed, rows, epoch]).permutation(rows)
+
+
+def pack(lengths: Sequence[int] | np.ndarray, *, row_tokens: int, seed: int) -> Packing:
+    """Pack documents into rows.
 
     Args:
         lengths: ids of every document.
         row_tokens: ids of a row.
         seed: decides which documents meet, and the order of the rows in each epoch.
     """
-
-    def __init__(self, lengths: Sequence[int] | np.ndarray, *, row_tokens: int, seed: int) -> None:
-        order = np.random.default_rng([seed, len(lengths)]).permutation(len(lengths))
-        sizes = np.asarray(lengths, np.int64)[order]
-        window = np.cumsum(sizes) // (_WINDOW_ROWS * row_tokens)
-        window = np.minimum(window, max(0, window[-1] - 1))  # the last one is not whole
-        packed, counts = [], []
-        for piece in np.split(np.arange(len(sizes)), np.flatnonzero(np.diff(window)) + 1):
-            piece = piece[_gap_fillers_last(sizes[piece])]
-            rows = best_fit(sizes[piece].tolist(), row_tokens)
-            packed += [order[piece[list(chain.from_iterable(rows))]]]
-            counts += [len(row) for row in rows]
-        # Flat arrays, 16 bytes a document at most: lists of lists would take several times that.
-        self._packed = np.concatenate(packed)
-        self._ends = np.cumsum([0, *counts])
-        self.rows = len(counts)
-        self.fill_rate = float(sizes.sum()) / (self.rows * row_tokens)
-        self._seed = seed
-        self._epoch = lru_cache(maxsize=2)(self._order)
-
-    def documents(self, number: int) -> list[int]:
-        """Documents of row ``number``, counted from zero over all epochs."""
-        epoch, turn = divmod(number, self.rows)
-        row = self._epoch(epoch)[turn]
-        return self._packed[self._ends[row] : self._ends[row + 1]].tolist()
-
-    def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self._seed, self.rows, epoch]).permutation(self.rows)
+    order = np.random.default_rng([seed, len(lengths)]).permutation(len(lengths))
+    sizes = np.asarray(lengths, np.int64)[order]
+    window = np.cumsum(sizes) // (_WINDOW_ROWS * row_tokens)
+    window = np.minimum(window, max(0, window[-1] - 1))  # the last one is not whole
+    packed, counts = [], [0]
+    for piece in np.split(np.arange(len(sizes)), np.flatnonzero(np.diff(window)) + 1):
+        piece = piece[_gap_fillers_last(sizes[piece])]
+        rows = best_fit(sizes[piece].tolist(), row_tokens)
+        packed += [order[piece[list(chain.from_iterable(rows))]]]
+        counts += [len(row) for row in rows]
+    # Flat arrays, 16 bytes a document at most: lists of lists would take several times that.
+    return Packing(np.concatenate(packed), np.cumsum(counts), seed)
 
 
 def _gap_fillers_last(sizes: np.ndarray) -> np.ndarray:
@@ -93,7 +108,10 @@ def _gap_fillers_last(sizes: np.ndarray) -> np.ndarray:
 
 
 class Documents(NamedTuple):
-    """Documents of one epoch, by number: the source, an index of ``names``, and the place in it."""
+    """Documents of one epoch, by number: the source, an index of ``names``, and the place in it.
+
+    ``names`` (sources,), ``sources`` int16 and ``places`` int64 (documents,).
+    """
 
     names: tuple[str, ...]
     sources: np.ndarray

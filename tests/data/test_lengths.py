@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from aqaa.backbone.loading import Ids
-from aqaa.data import lengths
+from aqaa.data import kept, lengths
 from aqaa.data.corpus import Corpus
-from aqaa.data.lengths import document_lengths
+from aqaa.data.lengths import about_lengths, document_lengths
 from aqaa.data.manifest import write_manifest
 from aqaa.data.tasks import TASKS, Materials
 from aqaa.data.token_store import TokenStore, write_store
@@ -42,19 +42,26 @@ def test_they_are_those_of_the_documents(chain: Chain, store: TokenStore) -> Non
 
 
 def test_they_are_kept_for_what_they_were_measured_on(
-    chain: Chain, store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chain: Chain, store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = Ids.load(chain / "init")
-    monkeypatch.setattr(lengths, "_PATIENCE_ROWS", 1)
+    monkeypatch.setattr(kept, "PATIENCE_ROWS", 1)
     first = measure(chain, store, ids, "tts", "asr")
-    (kept,) = (tmp_path / "tokens.lengths").glob("*.npy")
-    np.save(kept, np.load(kept) + 7)  # were it measured again, this would not come back
-    again = measure(chain, store, ids, "asr", "tts")
-    assert all(np.array_equal(again[task], first[task] + 7) for task in ("asr", "tts"))
     other = replace(ids, layout=replace(ids.layout, question_books="linguistic"))
     assert (measure(chain, store, other, "tts", "asr")["asr"] < first["asr"]).all()
-    kept.write_bytes(kept.read_bytes()[:-4])  # cut short
-    assert np.array_equal(measure(chain, store, ids, "tts", "asr")["tts"], first["tts"])
+    monkeypatch.setattr(lengths, "_count", None)  # were it measured again, this would be called
+    again = measure(chain, store, ids, "asr", "tts")
+    assert all(np.array_equal(again[task], first[task]) for task in ("asr", "tts"))
+
+
+def test_what_is_sorted_by_grows_with_the_documents(chain: Chain, store: TokenStore) -> None:
+    rows = Materials(Corpus(chain / "corpus"), store, "train")
+    near = about_lengths(rows, ["aqtaa", "tqta"], store=store, split="train")
+    for place, material in enumerate(rows):
+        codes = [p for turn in (material.question, material.answer) for p in turn.speech]
+        count = sum(len(pair.linguistic) + len(pair.semantic) for pair in codes)
+        assert near["aqtaa"][place] == count + len(material.answer.text.split())
+        assert near["tqta"][place] < near["aqtaa"][place]
 
 
 def test_a_large_corpus_stays_on_disk(chain: Chain, tmp_path: Path) -> None:

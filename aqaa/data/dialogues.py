@@ -127,7 +127,9 @@ class DialogueBatches:
     def _bucket(self) -> None:
         """Lay out batches of one source each."""
         formats = self._formats()
-        sizes = about_lengths(self._train, formats, store=self.store, split="train")
+        sizes = about_lengths(
+            self._train, formats, ids=self.ids, store=self.store, split="train"
+        )
         self._samplers = {
             name: BucketSampler(
                 self._of(name, sizes[source.format]),

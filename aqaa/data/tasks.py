@@ -143,6 +143,11 @@ class Materials:
             (self._question(asked, keys), self._answer(answered))
             for asked, answered in zip(turns[::2], turns[1::2], strict=True)
         ]
+        if any("ref" not in part for part in _sounds(turns[1:-1:2])):
+            raise UsageError(
+                f"row {row['id']} of {self._split}.jsonl: the sound of an earlier answer names no "
+                f"answer of answers.jsonl by its ref"
+            )
         question, answer = listed.pop()
         answer_text(row)  # or there is nothing to write
         if not question.speech:
@@ -175,6 +180,10 @@ class Materials:
 
     def __iter__(self) -> Iterator[Material]:
         return (self[place] for place in range(len(self)))
+
+
+def _sounds(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [part for m in messages for part in m["content"] if part["type"] == "audio"]
 
 
 def _text(message: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import soundfile
 from aqaa.backbone.loading import Ids
 from aqaa.data.convert import convert
 from aqaa.data.corpus import Corpus
+from aqaa.data.dialogues import DialogueBatches
 from aqaa.data.keyed_clips import source
 from aqaa.data.manifest import write_manifest
 from aqaa.data.tasks import TASKS, Material, Materials
@@ -229,3 +230,34 @@ def test_a_question_that_is_not_spoken_is_refused_where_it_is_the_last(each) -> 
     materials._rows = [{**row, "messages": more}]  # type: ignore[assignment]
     found: Material = materials[0]
     assert found.earlier == [(Turn("human", "what?"), Turn("assistant", "nothing", loss=True))]
+
+
+@pytest.mark.parametrize("row_tokens", [None, 512])
+def test_a_row_whose_history_cannot_be_is_named_before_the_first_step(
+    whole, row_tokens: int | None
+) -> None:
+    corpus, store = whole
+    settings = {"tasks": {"aqtaa": {"share": 1, "batch": 2}}, "steps": 2, "code_noise": 0.0}
+
+    def bind(history: str) -> DialogueBatches:
+        made = DialogueBatches(corpus=str(corpus.folder), tokens=str(store.folder),
+                               row_tokens=row_tokens, **settings)  # type: ignore[arg-type] # fmt: skip
+        made.store.check_corpus = lambda corpus: None  # type: ignore[method-assign]
+        made.bind(ids_of(corpus, history=history))
+        return made
+
+    with pytest.raises(UsageError, match="row d2 as aqtaa: an answer before the last question"):
+        bind("text")
+    batch = bind("audio").batch(0)
+    learnt = (batch.slots != Slot.NONE).any(1)
+    assert learnt.all() and batch.task in ("aqtaa", "packed")
+
+
+def test_an_earlier_answer_of_no_clip_is_refused(each) -> None:
+    corpus, store = each
+    row = corpus.rows("train")[1]
+    row["messages"][1]["content"][1].pop("ref")
+    materials = Materials(corpus, store, "train")
+    materials._rows = [row]  # type: ignore[assignment]
+    with pytest.raises(UsageError, match="row d2-3 of train.jsonl: the sound of an earlier answer"):
+        materials[0]

@@ -42,10 +42,11 @@ def steps_of_budget(*, _root_: Any) -> int:
     return max(1, round(tokens * share / step_tokens(_root_)))
 
 
-def steps_of_epochs(cfg: Any) -> int:
-    """Optimizer steps that read ``epochs.of`` ``epochs.count`` times; it lays out all the data."""
-    from hydra.utils import instantiate
+def steps_of_epochs(cfg: Any, source: Any) -> int:
+    """Optimizer steps that read ``epochs.of`` ``epochs.count`` times; ``source`` of the batches.
 
+    It lays out all the data, for the ids of the parent.
+    """
     from aqaa.backbone.loading import Ids
 
     count, trainer = cfg.epochs.count, cfg.trainer
@@ -55,7 +56,6 @@ def steps_of_epochs(cfg: Any) -> int:
             f"epochs.count={count} on trainer.devices={ranks[0]}, num_nodes={ranks[1]} ranks: each "
             f"must be a number above 0"
         )
-    source = instantiate(cfg.data, _convert_="all")
     source.bind(Ids.load(cfg.parents.model))
     batches = count * source.epoch_batches(cfg.epochs.of)
     return math.ceil(batches / (ranks[0] * ranks[1] * trainer.accumulate_grad_batches))

@@ -53,7 +53,9 @@ def train(verb: str, cfg: DictConfig) -> Path:
     bind_targets(cfg)
     check_trainer(cfg.trainer)
     if (cfg.get("epochs") or {}).get("count") is not None:
-        cfg.run.steps = steps_of_epochs(cfg)
+        from hydra.utils import instantiate
+
+        cfg.run.steps = steps_of_epochs(cfg, instantiate(cfg.data, _convert_="all"))
         if launch.is_first():
             print(f"epochs.count={cfg.epochs.count}: {cfg.run.steps} steps", flush=True)
     out = Path(cfg.run.out)

@@ -4,6 +4,7 @@ A model folder holds ``tokenizer/{linguistic,semantic}``, ``backbone`` and
 ``vocoder/{flow,waveform}``; :meth:`Pipeline.load` needs nothing but that folder.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -119,10 +120,20 @@ class Pipeline:
         mode: Mode = "both",
         sampling: Sampling | None = None,
         seed: int = 0,
+        history: Sequence[Turn] = (),
     ) -> Reply:
-        """Answer a question given as codes."""
+        """Answer a question given as codes.
+
+        Args:
+            codes: of the question.
+            mode: a written answer, a spoken one, or both.
+            sampling: greedy when None.
+            seed: of the sampling.
+            history: turns before it; of them is read what the layout's ``history`` says.
+        """
         ids = self.backbone.ids
-        prompt = ids.layout.prompt([Turn("human", speech=[codes])], ids.text, ids.vocabulary)
+        dialogue = [*history, Turn("human", speech=[codes])]
+        prompt = ids.layout.prompt(dialogue, ids.text, ids.vocabulary)
         generator = torch.Generator().manual_seed(seed)
         written = self._decoder.answer(prompt, mode=mode, sampling=sampling, generator=generator)
         answer = ids.layout.parse(written, ids.text, ids.vocabulary)

@@ -67,12 +67,27 @@ class CodePair:
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn: its text, its speech (one :class:`CodePair` per voice label), or both."""
+    """One turn: its text, its speech (one :class:`CodePair` per voice label), or both.
+
+    ``words`` is what its speech says where ``text`` does not, for a history that is kept in text.
+    ``pieces``, where an answer has several labels, are the texts of their stretches of speech; one
+    space between them makes ``text``.
+    """
 
     role: Role
     text: str = ""
     speech: list[CodePair] = field(default_factory=list)
     loss: bool = False
+    words: str = ""
+    pieces: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        fits = len(self.pieces) == len(self.speech) and " ".join(self.pieces) == self.text
+        if self.pieces and not fits:
+            raise ValueError(
+                f"{len(self.pieces)} pieces {self.pieces} of {len(self.speech)} stretches of "
+                f"speech are not the text {self.text!r}"
+            )
 
 
 Dialogue = list[Turn]

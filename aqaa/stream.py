@@ -9,7 +9,7 @@ of a group.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
 
 from aqaa.errors import UsageError
@@ -22,6 +22,8 @@ from aqaa.signals import (
     Turn,
 )
 from aqaa.vocabulary import Vocabulary
+
+History = Literal["text", "audio", "none"]
 
 
 class TextIds(Protocol):
@@ -70,6 +72,7 @@ class StreamLayout:
     question_books: Literal["both", "linguistic"] = "both"
     labels: Labels = "kept"
     books: Books = "both"
+    history: History = "text"
 
     def __post_init__(self) -> None:
         if self.books not in get_args(Books):
@@ -87,8 +90,9 @@ class StreamLayout:
             raise UsageError(
                 f"question_books {self.question_books!r} leaves nothing of the one semantic book"
             )
-        if self.labels not in get_args(Labels):
-            raise UsageError(f"labels {self.labels!r} is not one of {', '.join(get_args(Labels))}")
+        for name, known in (("labels", get_args(Labels)), ("history", get_args(History))):
+            if (value := getattr(self, name)) not in known:
+                raise UsageError(f"{name} {value!r} is not one of {', '.join(known)}")
 
     @property
     def group_tokens(self) -> int:
@@ -97,10 +101,31 @@ class StreamLayout:
 
     # ---- building
 
+    def recalled(self, dialogue: Dialogue) -> Dialogue:
+        """The dialogue as its last question is heard: what came before it as ``history`` says.
+
+        Raises:
+            UsageError: an earlier answer is to be learnt, which then has another history; or it is
+                speech whose words are not known.
+        """
+        last = max((i for i, turn in enumerate(dialogue) if turn.role == "human"), default=0)
+        before, now = dialogue[:last], dialogue[last:]
+        if self.history == "audio" or all(turn.role == "system" for turn in before):
+            return dialogue
+        if any(turn.loss for turn in before):
+            raise UsageError(
+                f"an answer before the last question is to be learnt, but with layout.history="
+                f"{self.history} every answer has a history of its own: give it a row of its own, "
+                f"or init with layout.history=audio"
+            )
+        if self.history == "none":
+            return [turn for turn in before if turn.role == "system"] + now
+        return [_in_words(turn) for turn in before] + now
+
     def encode(self, dialogue: Dialogue, text: TextIds, vocabulary: Vocabulary) -> Stream:
-        """Ids and slots of whole turns, ``<s>`` first."""
+        """Ids and slots of whole turns, ``<s>`` first, the earlier ones as ``history`` says."""
         ids, slots = [vocabulary.bos], [int(Slot.NONE)]
-        for turn in dialogue:
+        for turn in self.recalled(dialogue):
             head = self._header(turn.role, text, vocabulary)
             body = self._body(turn, text, vocabulary)
             ids += head + body
@@ -111,11 +136,11 @@ class StreamLayout:
 
     def length(self, dialogue: Dialogue, text: TextIds) -> int:
         """How many ids :meth:`encode` makes, without making them."""
-        return 1 + sum(self._turn_length(turn, text) for turn in dialogue)
+        return 1 + sum(self._turn_length(turn, text) for turn in self.recalled(dialogue))
 
     def _turn_length(self, turn: Turn, text: TextIds) -> int:
         frame = 2 + len(text.encode(f"{turn.role}\n"))  # <|BOT|> and <|EOT|>
-        words = len(text.encode(turn.text))
+        words = sum(map(len, self._words(turn, text)))
         if not turn.speech:
             return frame + words
         groups = sum(pair.groups_of(self.books) for pair in turn.speech)
@@ -129,7 +154,7 @@ class StreamLayout:
         return frame + 2 * labels + groups * self.group_tokens + words + ends
 
     def prompt(self, dialogue: Dialogue, text: TextIds, vocabulary: Vocabulary) -> list[int]:
-        """Ids up to the point where the assistant begins to answer."""
+        """Ids up to the point where the assistant begins to answer, as training has them."""
         before = self.encode(dialogue, text, vocabulary).ids
         return before + self._header("assistant", text, vocabulary)
 
@@ -137,8 +162,19 @@ class StreamLayout:
     def _header(role: str, text: TextIds, vocabulary: Vocabulary) -> list[int]:
         return [vocabulary.bot, *text.encode(f"{role}\n")]
 
-    def _body(self, turn: Turn, text: TextIds, vocabulary: Vocabulary) -> list[int]:
+    def _words(self, turn: Turn, text: TextIds) -> list[list[int]]:
+        """Ids of the text, in pieces where each is interleaved with its own speech."""
+        if self.labels == "pre_interleaved" and turn.role == "assistant" and turn.pieces:
+            return [text.encode(f" {piece}" if i else piece) for i, piece in enumerate(turn.pieces)]
         words = text.encode(turn.text)
+        if self.labels != "pre_interleaved" or turn.role != "assistant" or not turn.speech:
+            return [words]
+        share = -(-len(words) // len(turn.speech))  # nobody says which words are whose
+        return [words[i * share : (i + 1) * share] for i in range(len(turn.speech))]
+
+    def _body(self, turn: Turn, text: TextIds, vocabulary: Vocabulary) -> list[int]:
+        pieces = self._words(turn, text)
+        words = pieces[0]
         if turn.role != "assistant":
             if not turn.speech:
                 return [*words, vocabulary.eot]
@@ -147,7 +183,7 @@ class StreamLayout:
         if not turn.speech:
             return [*words, vocabulary.eot]
         mode: Mode = "both" if turn.text else "speech"
-        return [*self._answer(words, turn.speech, mode, vocabulary), vocabulary.eot]
+        return [*self._answer(pieces, turn.speech, mode, vocabulary), vocabulary.eot]
 
     def _question(self, pair: CodePair, vocabulary: Vocabulary) -> list[int]:
         if self.question_books == "linguistic":
@@ -155,19 +191,14 @@ class StreamLayout:
         return audio_ids(pair, vocabulary, self.books)
 
     def _answer(
-        self, words: list[int], speech: list[CodePair], mode: Mode, vocabulary: Vocabulary
+        self, pieces: list[list[int]], speech: list[CodePair], mode: Mode, vocabulary: Vocabulary
     ) -> list[int]:
         if mode == "speech":
             return [t for stretch in self._stretches(speech, vocabulary) for t in stretch]
-        if self.labels == "pre_interleaved" and len(speech) > 1:
-            share = -(-len(words) // len(speech))
-            pieces = [words[i * share : (i + 1) * share] for i in range(len(speech))]
-            return [
-                t
-                for piece, pair in zip(pieces, speech, strict=True)
-                for t in self._interleave(piece, [pair], vocabulary)
-            ]
-        return self._interleave(words, speech, vocabulary)
+        if len(pieces) == 1:
+            return self._interleave(pieces[0], speech, vocabulary)
+        joined = zip(pieces, speech, strict=True)
+        return [t for piece, pair in joined for t in self._interleave(piece, [pair], vocabulary)]
 
     def _stretches(self, speech: list[CodePair], vocabulary: Vocabulary) -> list[list[int]]:
         """Groups as lists of ids; a marker stands before the group that follows it."""
@@ -250,6 +281,19 @@ class StreamLayout:
     def slot_ids(self, slot: Slot, vocabulary: Vocabulary) -> list[int]:
         """The ids a slot is normalised over; none for NONE and FORCED."""
         return slot_ids(slot, vocabulary, self.books)
+
+
+def _in_words(turn: Turn) -> Turn:
+    """A turn of the history without its sound."""
+    if not turn.speech:
+        return turn
+    words = turn.text or turn.words
+    if not words:
+        raise UsageError(
+            f"an earlier turn of the {turn.role} is speech without its words, but the history is "
+            f"kept in text: write them down, or init with layout.history=audio or none"
+        )
+    return replace(turn, text=words, speech=[], words="", pieces=[])
 
 
 def whole_groups(pair: CodePair, books: Books = "both") -> CodePair:

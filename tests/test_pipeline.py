@@ -1,7 +1,9 @@
 """A spoken question in, a spoken answer out, from one folder."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ from aqaa.backbone.decoding import Sampling
 from aqaa.errors import UsageError
 from aqaa.lineage import tokenizer_hash
 from aqaa.pipeline import Pipeline
-from aqaa.signals import QUESTION_RATE_HZ, CodePair, Waveform
+from aqaa.signals import QUESTION_RATE_HZ, CodePair, Turn, Waveform
 from aqaa.storage import load_tensors, verify_manifest
-from tests.golden.make import backbone, dual, vocoder
+from aqaa.stream import Slot
+from tests.golden.make import WORDS, backbone, dual, vocoder
 
 QUESTION = CodePair([1, 2, 3, 4], [5, 6, 7, 8, 9, 10])
 SHORT = Sampling(max_tokens=40)
@@ -73,6 +76,35 @@ def test_a_written_answer_has_no_sound(pipeline: Pipeline) -> None:
     assert reply.sound is None
     spoken = pipeline.reply(QUESTION, mode="speech", sampling=SHORT)
     assert (spoken.text, spoken.sound is None) == ("", False)
+
+
+@pytest.mark.parametrize("history", ["text", "audio", "none"])
+def test_earlier_turns_are_heard_as_they_were_trained(organs: dict[str, Path], history) -> None:
+    """The prompt of a third question is the beginning of the sequence that trains its answer."""
+    made = Pipeline.from_folders(**organs)
+    ids = made.backbone.ids
+    ids = replace(ids, layout=replace(ids.layout, history=history))
+    made.backbone = replace(made.backbone, ids=ids)
+    codes = CodePair([3, 1, 4, 1], [5, 9, 2, 6, 5, 3])
+    earlier = [
+        Turn("human", speech=[codes], words=WORDS[0]),
+        Turn("assistant", WORDS[1], [QUESTION]),
+    ] * 2
+    prompts: list[list[int]] = []
+    decoder = made._decoder
+    made._decoder = SimpleNamespace(  # type: ignore[assignment]
+        answer=lambda prompt, **more: prompts.append(prompt) or decoder.answer(prompt, **more)
+    )
+    reply = made.reply(QUESTION, sampling=SHORT, history=earlier)
+    asked = Turn("human", speech=[QUESTION], words=WORDS[2])
+    answer = Turn("assistant", WORDS[2], [codes], loss=True)
+    trained = ids.layout.encode([*earlier, asked, answer], ids.text, ids.vocabulary)
+    (seen,) = prompts
+    learnt = [slot != Slot.NONE for slot in trained.slots]
+    assert trained.ids[: len(seen)] == seen and learnt.index(True) == len(seen)
+    assert reply.ids == decoder.answer(seen, sampling=SHORT)
+    alone = made.reply(QUESTION, sampling=SHORT) and prompts[-1]
+    assert (alone == seen) is (history == "none")
 
 
 def test_the_seed_decides_a_sampled_answer(pipeline: Pipeline) -> None:

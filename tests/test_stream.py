@@ -2,7 +2,8 @@
 
 import random
 from collections.abc import Iterable
-from typing import Literal
+from dataclasses import replace
+from typing import Literal, get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from aqaa.errors import UsageError
 from aqaa.grammar import AnswerGrammar, Labels, Mode, Slot, slot_ids
 from aqaa.signals import PER_GROUP, Books, CodePair, Dialogue, Turn
-from aqaa.stream import Stream, StreamLayout, audio_ids, code_pair, whole_groups
+from aqaa.stream import History, Stream, StreamLayout, audio_ids, code_pair, whole_groups
 from aqaa.vocabulary import Vocabulary
 
 V = Vocabulary(50)
@@ -287,6 +288,7 @@ def test_loss_stands_on_the_turns_that_ask_for_it(
         Turn("human", "", [pair(1)]),
         Turn("assistant", text, speech, loss=second),
     ]
+    layout = replace(layout, history="audio")  # or only the last answer can be learnt
     stream = layout.encode(dialogue, T, V)
     assert len(stream.ids) == len(stream.slots)
     starts = [i for i, t in enumerate(stream.ids) if t == V.bot]
@@ -306,6 +308,112 @@ def test_slots_hold_what_they_say() -> None:
     semantic = slot_ids(Slot.SEMANTIC, V)
     assert (semantic[0], semantic[-1], len(semantic)) == (1074, 5169, 4096)
     assert slot_ids(Slot.NONE, V) == slot_ids(Slot.FORCED, V) == []
+
+
+# ---- several turns
+
+rounds = st.tuples(texts.filter(bool), pairs, texts.filter(bool), st.lists(pairs, max_size=2))
+
+
+def dialogue_of(listed: list[tuple[str, CodePair, str, list[CodePair]]]) -> Dialogue:
+    """A system turn, then spoken questions and their answers, all of them learnt."""
+    found: Dialogue = [Turn("system", "8 8")]
+    for asked, question, answer, speech in listed:
+        found += [Turn("human", "", [question], words=asked), spoken(answer, speech)]
+    return found
+
+
+def silent(dialogue: Dialogue) -> Dialogue:
+    return [replace(turn, loss=False) for turn in dialogue]
+
+
+@many
+@given(layouts, st.lists(rounds, min_size=1, max_size=4), st.sampled_from(get_args(History)))
+def test_training_on_an_answer_reads_what_the_decoder_will_see(
+    layout: StreamLayout, listed: list[tuple[str, CodePair, str, list[CodePair]]], history: History
+) -> None:
+    layout = replace(layout, history=history)
+    whole = dialogue_of(listed)
+    together = layout.encode(whole, T, V) if history == "audio" else None
+    for k in range(1, len(listed) + 1):
+        before, answer = silent(whole[: 2 * k]), whole[2 * k]
+        seen = layout.prompt(before, T, V)
+        trained = layout.encode([*before, answer], T, V)
+        assert trained.ids[: len(seen)] == seen
+        assert set(trained.slots[: len(seen)]) == {Slot.NONE}
+        assert Slot.NONE not in trained.slots[len(seen) :]
+        alone = layout.encode([answer], T, V)  # the answer is what it is without a history
+        assert trained.ids[len(seen) :] == alone.ids[3:]
+        assert layout.length([*before, answer], T) == len(trained.ids)
+        if together is not None:  # one sequence learns what one for every answer does
+            assert together.ids[: len(trained.ids)] == trained.ids
+            assert together.slots[len(seen) : len(trained.ids)] == trained.slots[len(seen) :]
+
+
+def test_the_histories_by_hand() -> None:
+    asked = [
+        Turn("system", "20"),
+        Turn("human", "", [pair(1)], words="21"),
+        Turn("assistant", "22", [pair(2)]),
+        Turn("human", "23"),
+        Turn("assistant", "", [pair(1)], words="24"),
+        Turn("human", "", [pair(3)], words="25"),
+    ]
+    last = [4, 5, V.audio_start, *audio_ids(pair(3), V), V.audio_end, 3, 4, 5]
+    system = [1, 4, 5, 20, 3]
+
+    def prompt(history: History) -> list[int]:
+        return StreamLayout(history=history).prompt(asked, T, V)
+
+    assert prompt("none") == [*system, *last]
+    words = [i for word in (21, 22, 23, 24) for i in (4, 5, word, 3)]
+    assert prompt("text") == [*system, *words, *last]
+    question = [4, 5, V.audio_start, *audio_ids(pair(1), V), V.audio_end, 3]
+    answer = [4, 5, 22, V.text_end, V.audio_start, *audio_ids(pair(2), V), V.audio_end, 3]
+    spoken_ = [4, 5, V.audio_start, *audio_ids(pair(1), V), V.audio_end, 3]
+    assert prompt("audio") == [*system, *question, *answer, 4, 5, 23, 3, *spoken_, *last]
+
+
+def test_a_history_that_cannot_be_is_refused() -> None:
+    whole = dialogue_of([("9", pair(1), "10", [pair(1)])] * 2)
+    for history in ("text", "none"):
+        layout = StreamLayout(history=history)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match=f"history={history} every answer has a history of"):
+            layout.encode(whole, T, V)
+    for unsaid in (replace(whole[1], words=""), replace(whole[2], text="", loss=False)):
+        dialogue = [*silent(whole[:1]), unsaid, *silent(whole[3:])]
+        with pytest.raises(UsageError, match=f"turn of the {unsaid.role} is speech without its"):
+            LAYOUT.encode(dialogue, T, V)
+    with pytest.raises(ValueError, match=r"2 pieces \['8', '9'\] of 1 stretches"):
+        Turn("assistant", "8 9", [pair(1)], pieces=["8", "9"])
+
+
+@many
+@given(layouts, st.lists(st.tuples(texts.filter(bool), pairs), min_size=1, max_size=4))
+def test_several_labels_agree_in_builder_mask_grammar_and_parser(
+    layout: StreamLayout, listed: list[tuple[str, CodePair]]
+) -> None:
+    """Kept, removed, pre-interleaved: each label's words beside its speech."""
+    said, speech = [text for text, _ in listed], [codes for _, codes in listed]
+    turn = Turn("assistant", " ".join(said), speech, loss=True, pieces=said)
+    answer = answer_of(layout, turn)
+    grammar = AnswerGrammar(layout, V, "both")
+    for token, slot in zip(answer.ids, answer.slots, strict=True):
+        assert grammar.slot == slot and grammar.allows(token)
+        grammar.advance(token)
+    assert grammar.finished
+    read = layout.parse(answer.ids, T, V)
+    whole = [whole_groups(codes, layout.books) for codes in speech]
+    joined = CodePair(*([c for p in whole for c in getattr(p, book)]
+                        for book in ("linguistic", "semantic")))  # fmt: skip
+    assert (read.text, read.complete) == (turn.text, True)
+    assert read.speech == ([joined] if layout.labels == "removed" else whole)
+    assert layout.length([turn], T) == len(answer.ids) + 3
+    if layout.labels == "pre_interleaved":  # each piece as if it were an answer of its own
+        pieces = [answer_of(layout, spoken(text, [codes])).ids[:-1] for text, codes in listed]
+        assert answer.ids == [*(t for piece in pieces for t in piece), V.eot]
+    else:  # the words of all, whatever the borders
+        assert answer.ids == answer_of(layout, spoken(turn.text, speech)).ids
 
 
 # ---- both books, two to three
@@ -390,6 +498,7 @@ def test_a_cut_answer_is_read_as_far_as_it_goes(
         ({"books": "one"}, "books 'one' is not one of both, linguistic, semantic"),
         ({"books": "linguistic"}, "audio_block 15 must be whole groups of 2"),
         ({"books": "semantic", "question_books": "linguistic"}, "leaves nothing of the one"),
+        ({"history": "all"}, "history 'all' is not one of text, audio, none"),
         ({"labels": "lost"}, "labels 'lost' is not one of kept, removed, pre_interleaved"),
     ],
 )

@@ -126,8 +126,9 @@ def steps_of(run: Path) -> list[int]:
 
 
 def of_row(one: dict[str, str], two: dict[str, str], step: int) -> Iterator[str]:
-    """Figures that differ in one step."""
-    for name in sorted(set(one) | set(two)):
+    """Figures that differ in one step; one that a commit does not know yet says nothing."""
+    both = set(one) & set(two) if one and two else set(one) | set(two)
+    for name in sorted(both):
         x, y = one.get(name, "nothing"), two.get(name, "nothing")
         if x != y:
             yield f"step {step}: {name} is {x or 'nothing'} and {y or 'nothing'}"

@@ -157,7 +157,7 @@ def one_batch(rows: int) -> Any:
         return TokenBatch(**fields)
 
     return SimpleNamespace(
-        bind=lambda ids: known.update(ids=ids), batch=batch, validation=lambda: []
+        names=("toy",), bind=lambda ids: known.update(ids=ids), batch=batch, validation=lambda: []
     )
 
 

@@ -24,6 +24,7 @@ FORMATS = {
     "tar": Format(tar.read, tar.write, embeds=True),
     "librispeech": Format(librispeech.read, None),
     "corpus": Format(None, corpus.write),
+    "dialogues": Format(None, corpus.write_whole),
 }
 
 

@@ -90,9 +90,25 @@ def question_part(row: dict[str, Any]) -> dict[str, Any]:
     raise UsageError(f"row {row['id']} holds no user message with sound: nothing is asked aloud")
 
 
+def question_keys(row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The audio parts that users of a chat row say, each with the end of its key in a store.
+
+    The last message's is the row's id, that of an earlier one has its number behind it, and one by
+    ``ref`` is another row's.
+    """
+    asked = [message for message in row["messages"] if message["role"] in HUMAN]
+    found = []
+    for number, message in enumerate(asked):
+        own = row["id"] if number == len(asked) - 1 else f"{row['id']}/{number}"
+        for part in message["content"]:
+            if part["type"] == "audio":
+                found.append((part.get("ref", own), part))
+    return found
+
+
 def answer_text(row: dict[str, Any]) -> str:
-    """The text of a chat row's answer; UsageError where it has none."""
-    for part in row["messages"][-1]["content"]:
-        if part["type"] == "text":
-            return part["text"]
+    """The text of a chat row's last answer; UsageError where it has none."""
+    parts = row["messages"][-1]["content"]
+    if text := " ".join(part["text"] for part in parts if part["type"] == "text"):
+        return text
     raise UsageError(f"the answer of row {row['id']} has no text")

@@ -127,7 +127,9 @@ class DialogueBatches:
     def _bucket(self) -> None:
         """Lay out batches of one source each."""
         formats = self._formats()
-        sizes = about_lengths(self._train, formats, store=self.store, split="train")
+        sizes = about_lengths(
+            self._train, formats, ids=self.ids, store=self.store, split="train"
+        )
         self._samplers = {
             name: BucketSampler(
                 self._of(name, sizes[source.format]),
@@ -198,6 +200,25 @@ class DialogueBatches:
                 f"{materials[place].row['id']} as {task} with {lengths[task][place]} ids: raise "
                 f"data.row_tokens or leave these rows out"
             )
+
+    def epoch_batches(self, of: str | None = None) -> float:
+        """Batches until a source has been drawn from as often as it has rows.
+
+        Args:
+            of: name of the source (None: the one that lasts longest, so that every row of every
+                source comes once at least).
+        """
+        if of is not None and of not in self._sources:
+            raise UsageError(f"epochs.of={of} is no source: there are {', '.join(self.names)}")
+        if self._row_tokens is None:
+            chance = {n: s / sum(self._step_shares.values()) for n, s in self._step_shares.items()}
+            every = {n: self._samplers[n].steps_per_epoch / chance[n] for n in self.names}
+        else:
+            lengths = self._lengths()
+            once = {n: float(np.sum(lengths[n])) / self._shares[n] for n in self.names}
+            whole = self.packing.rows / self._rows / max(once.values())
+            every = {n: whole * once[n] for n in self.names}
+        return max(every.values()) if of is None else every[of]
 
     @property
     def ids(self) -> Ids:

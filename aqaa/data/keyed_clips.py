@@ -15,7 +15,14 @@ from torch import Tensor
 
 from aqaa import lineage
 from aqaa.audio.file import PEAK, file_duration_s, prepare
-from aqaa.data.corpus import SPLITS, Corpus, is_corpus, question_part, seconds
+from aqaa.data.corpus import (
+    SPLITS,
+    Corpus,
+    is_corpus,
+    question_keys,
+    question_part,
+    seconds,
+)
 from aqaa.data.manifest import clip, manifests_of, read_manifest, sound_path
 from aqaa.errors import UsageError
 from aqaa.storage import sha256_file, tree_hash
@@ -95,7 +102,12 @@ def source(path: str | Path, *, question_books: str = "both", verify: bool = Tru
     clips = [_clip(f"answers/{k}", row["audio"], path) for k, row in corpus.answers.items()]
     for split in SPLITS:
         for row in corpus.rows(split):
-            clips.append(_clip(f"{split}/{row['id']}", question_part(row), path, bare))
+            question_part(row)  # or nothing is asked aloud
+            clips += [
+                _clip(f"{split}/{key}", part, path, bare)
+                for key, part in question_keys(row)
+                if "ref" not in part
+            ]
     return Source(path, _distinct(clips, path), tree_hash(path), True)
 
 

@@ -14,6 +14,7 @@ from aqaa.backbone.loading import Ids
 from aqaa.data.kept import PATIENCE_ROWS, kept
 from aqaa.data.tasks import TASKS, Materials
 from aqaa.data.token_store import TokenStore
+from aqaa.errors import UsageError
 from aqaa.progress import track
 from aqaa.signals import Dialogue, Turn
 
@@ -36,14 +37,15 @@ def document_lengths(
 
 
 def about_lengths(
-    materials: Materials, tasks: Sequence[str], *, store: TokenStore, split: str
+    materials: Materials, tasks: Sequence[str], *, ids: Ids, store: TokenStore, split: str
 ) -> dict[str, np.ndarray]:
     """The same without a text encoder, near enough to sort by: codes and words, int32 (rows,)."""
 
     def count(document: Dialogue) -> int:
-        return sum(map(_size, document))
+        return sum(map(_size, ids.layout.recalled(document)))
 
-    key = {"of": "about", "tasks": sorted(tasks), "split": split}
+    history = ids.layout.history
+    key = {"of": "about", "tasks": sorted(tasks), "split": split, "history": history}
     return kept(store, key, lambda: _count(materials, tasks, count), rows=len(materials))
 
 
@@ -55,12 +57,19 @@ def _size(turn: Turn) -> int:
 def _count(
     materials: Materials, tasks: Sequence[str], length: Callable[[Dialogue], int]
 ) -> dict[str, np.ndarray]:
-    """One pass over the rows, each read once for all tasks."""
+    """One pass over the rows, each read once for all tasks.
+
+    Raises:
+        UsageError: a row cannot be read in a format, by its id.
+    """
     found = {task: np.zeros(len(materials), np.int32) for task in tasks}
     rows: Any = enumerate(materials)
     if len(materials) >= PATIENCE_ROWS:
         rows = track(rows, "measure documents", len(materials), unit="rows")
     for place, material in rows:
         for task, sizes in found.items():
-            sizes[place] = length(TASKS[task](material))
+            try:
+                sizes[place] = length(TASKS[task](material))
+            except UsageError as error:
+                raise UsageError(f"row {material.row['id']} as {task}: {error}") from None
     return found

@@ -123,9 +123,11 @@ def answers(row: dict[str, Any], side: str) -> list[dict[str, Any]]:
 def turn(message: dict[str, Any], *, loss: bool = False) -> Turn:
     """A turn of an aqaa-jsonl message whose audio parts carry codes."""
     text = " ".join(part["text"] for part in message["content"] if part["type"] == "text")
-    speech = [CodePair(**part["codes"]) for part in message["content"] if part["type"] == "audio"]
+    heard = [part for part in message["content"] if part["type"] == "audio"]
+    speech = [CodePair(**part["codes"]) for part in heard]
+    words = " ".join(part["text"] for part in heard if part.get("text"))
     role: Role = "human" if message["role"] == "user" else message["role"]
-    return Turn(role, text, speech, loss)
+    return Turn(role, text, speech, loss, words)
 
 
 def message(role: str, text: str, speech: list[CodePair]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ In a config ``${steps_of_budget:}`` is the number of steps that read ``budget.sh
 proportions at any budget.
 """
 
+import math
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -39,6 +40,25 @@ def steps_of_budget(*, _root_: Any) -> int:
             f"has a share above 0, of 1 at most"
         )
     return max(1, round(tokens * share / step_tokens(_root_)))
+
+
+def steps_of_epochs(cfg: Any, source: Any) -> int:
+    """Optimizer steps that read ``epochs.of`` ``epochs.count`` times; ``source`` of the batches.
+
+    It lays out all the data, for the ids of the parent.
+    """
+    from aqaa.backbone.loading import Ids
+
+    count, trainer = cfg.epochs.count, cfg.trainer
+    ranks = (trainer.devices, trainer.num_nodes)
+    if count <= 0 or not all(isinstance(n, int) and n > 0 for n in ranks):
+        raise UsageError(
+            f"epochs.count={count} on trainer.devices={ranks[0]}, num_nodes={ranks[1]} ranks: each "
+            f"must be a number above 0"
+        )
+    source.bind(Ids.load(cfg.parents.model))
+    batches = count * source.epoch_batches(cfg.epochs.of)
+    return math.ceil(batches / (ranks[0] * ranks[1] * trainer.accumulate_grad_batches))
 
 
 def share_of_steps(share: float, *, _root_: Any) -> int:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from aqaa import lineage
 from aqaa.errors import RunAgain, UsageError
 from aqaa.runtime import launch
+from aqaa.runtime.budget import steps_of_epochs
 from aqaa.runtime.states import STATES, saved_states, sweep
 from aqaa.runtime.targets import bind_targets
 from aqaa.storage import MANIFEST, read_json, verify_manifest, write_json, write_text
@@ -51,6 +52,12 @@ def train(verb: str, cfg: DictConfig) -> Path:
     _check_parents(cfg)
     bind_targets(cfg)
     check_trainer(cfg.trainer)
+    if (cfg.get("epochs") or {}).get("count") is not None:
+        from hydra.utils import instantiate
+
+        cfg.run.steps = steps_of_epochs(cfg, instantiate(cfg.data, _convert_="all"))
+        if launch.is_first():
+            print(f"epochs.count={cfg.epochs.count}: {cfg.run.steps} steps", flush=True)
     out = Path(cfg.run.out)
     parents: dict[str, lineage.Parent] = {}  # looked up by rank 0 alone
     if launch.decided(lambda: _begin(cfg, out, parents)):

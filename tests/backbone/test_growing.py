@@ -160,6 +160,8 @@ def test_packed_documents_do_not_know_each_other(pair: Any) -> None:
 
 def test_it_trains_a_step(pair: Any, attach: Callable[[Any, Any], Any]) -> None:
     class Source:
+        names = ("aqtaa",)
+
         def bind(self, ids: Any) -> None:
             self.ids = ids
 

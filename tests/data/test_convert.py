@@ -203,12 +203,12 @@ def test_a_corpus_is_made_of_clips_and_of_dialogues(
     write_manifest(speech / "data.jsonl", rows)
     out = convert(source=str(speech / "data.jsonl"), out=str(tmp_path / "c"), writes="corpus")
     said = capsys.readouterr().out
-    assert "its spoken answer a row; other rows are lost (10 rows)" in said
+    assert "follows the last spoken answer of a dialogue is lost (10 rows)" in said
     assert "silent or below 0.12 s; their rows are lost (1 rows)" in said
     corpus = Corpus(out)
     counts = {split: len(corpus.rows(split)) for split in ("train", "validation", "test")}
-    assert counts == corpus.domain["counts"] == {"train": 36, "validation": 2, "test": 2}
-    assert len(corpus.answers) == 40 and not (out / "audio/train_0001.wav").exists()
+    assert counts == corpus.domain["counts"] == {"train": 44, "validation": 3, "test": 3}
+    assert len(corpus.answers) == 50 and not (out / "audio/train_0001.wav").exists()
     for split in counts:
         for row in corpus.rows(split):
             answer = corpus.answers[row["meta"]["answer_id"]]

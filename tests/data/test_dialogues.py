@@ -27,8 +27,9 @@ LOSS = {
     "aqta": {Slot.TEXT},
     "aqtaa": {Slot.TEXT, Slot.LINGUISTIC, Slot.SEMANTIC, Slot.AFTER},
     "aqaa": {Slot.LINGUISTIC, Slot.SEMANTIC, Slot.AFTER},
+    "taqta": {Slot.TEXT},
 }
-SPOKEN_QUESTION = {"asr", "aqta", "aqtaa", "aqaa"}
+SPOKEN_QUESTION = {"asr", "aqta", "aqtaa", "aqaa", "taqta"}
 
 
 def source(chain: Chain, task: str, noise: float = 0.0, *, batch: int = 8) -> DialogueBatches:
@@ -142,6 +143,9 @@ def test_turns_say_what_the_rows_say(chain: Chain) -> None:
     assert read[0].text == "read in a high voice"
     assert speak[1].text == f"{answer_text(rows[styled])} in a high voice"
     assert TASKS["asr"](material)[-1].text == question_part(rows[styled])["text"]
+    both = TASKS["taqta"](material)[1]
+    assert both.text == question_part(rows[styled])["text"]
+    assert both.speech == material.question.speech and not both.loss
     answer = TASKS["aqtaa"](material)[-1]
     assert answer.text == answer_text(rows[styled]) and answer.loss
     assert answer.speech == [store[f"answers/{rows[styled]['meta']['answer_id']}"]]
@@ -167,17 +171,6 @@ def test_codes_of_other_tokenizers_are_refused(chain: Chain) -> None:
     made = source(chain, "asr")
     with pytest.raises(UsageError, match="codes of two tokenizers are not interchangeable"):
         made.bind(replace(Ids.load(chain / "init"), tokenizer_hash="other"))
-
-
-def test_rows_of_several_questions_are_refused(chain: Chain) -> None:
-    store, corpus = TokenStore(chain / "tokens"), Corpus(chain / "corpus")
-    row = corpus.rows("train")[0]
-    question, answer = row["messages"]
-    asked_twice = {**row, "messages": [question, answer, question, answer]}
-    corpus.lazy_rows = lambda split: [asked_twice]  # type: ignore[method-assign]
-    with pytest.raises(UsageError, match=f"row {row['id']} of train.jsonl has 2 user") as caught:
-        Materials(corpus, store, "train")[0]
-    assert "\n" not in str(caught.value)
 
 
 def test_mixtures_that_make_no_sense(chain: Chain, tmp_path: Path) -> None:

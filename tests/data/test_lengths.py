@@ -56,7 +56,8 @@ def test_they_are_kept_for_what_they_were_measured_on(
 
 def test_what_is_sorted_by_grows_with_the_documents(chain: Chain, store: TokenStore) -> None:
     rows = Materials(Corpus(chain / "corpus"), store, "train")
-    near = about_lengths(rows, ["aqtaa", "tqta"], store=store, split="train")
+    ids = Ids.load(chain / "init")
+    near = about_lengths(rows, ["aqtaa", "tqta"], ids=ids, store=store, split="train")
     for place, material in enumerate(rows):
         codes = [p for turn in (material.question, material.answer) for p in turn.speech]
         count = sum(len(pair.linguistic) + len(pair.semantic) for pair in codes)

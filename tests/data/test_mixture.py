@@ -123,3 +123,18 @@ def test_a_filter_that_takes_nothing_is_refused(chain: Chain) -> None:
         with pytest.raises(UsageError, match=r"where=\{'meta.style': 'sung'\} takes no row of .*"
                            r"train.jsonl"):  # fmt: skip
             batches(chain, tasks, **more)
+
+
+@pytest.mark.parametrize("row_tokens", [None, 512])
+def test_an_epoch_is_as_many_as_there_are_rows(chain: Chain, row_tokens: int | None) -> None:
+    tasks = {"aqtaa": {"share": 0.8, "batch": 2}, "asr": {"share": 0.2, "batch": 3}}
+    made = batches(chain, tasks, row_tokens=row_tokens)
+    rows = len(Corpus(chain / "corpus").rows("train"))
+    for name in tasks:
+        # Over many epochs, as a few dozen draws, or rows, may have more of one by chance.
+        steps = round(60 * made.epoch_batches(name))
+        drawn = sum(n == name for step in range(steps) for row in made.drawn(step) for n, _ in row)
+        assert drawn / 60 == pytest.approx(rows, rel=0.05)
+    assert made.epoch_batches() == max(map(made.epoch_batches, tasks))
+    with pytest.raises(UsageError, match="epochs.of=tts is no source: there are aqtaa, asr"):
+        made.epoch_batches("tts")

@@ -96,10 +96,14 @@ def test_the_mask_takes_out_audio_ids_and_markers_alone(crafted: Path, ids: Ids)
     assert (everything.keep == 1).all()
 
 
+@pytest.mark.parametrize("history", ["text", "audio", "none"])
 def test_whole_dialogues_are_the_context_and_the_answers_alone_are_learned(
-    crafted: Path, ids: Ids, tmp_path: Path
+    crafted: Path, ids: Ids, tmp_path: Path, history: str
 ) -> None:
+    ids = replace(ids, layout=replace(ids.layout, history=history))
     row, other = read_manifest(crafted / "pairs.jsonl")[:2]
+    for part in row["prompt"][0]["content"]:
+        part["text"] = "write"  # what is said in it, for a history of text
     before = [message("system", "write", []), *row["prompt"], *row["chosen"]]
     prompt = [*before, *other["prompt"]]
     long = {**row, "prompt": prompt, "chosen": other["chosen"]}

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -190,7 +191,8 @@ class Reader:
 
     def _run(self, words: list[str], tiny: tuple[str, ...], tasks: object) -> str:
         given = any(word.startswith("+data.tasks=") for word in words)
-        names = () if given else getattr(tasks, "tasks", None) or ()
+        packs = getattr(tasks, "row_tokens", None)
+        names = () if given or packs else getattr(tasks, "tasks", None) or ()
         small = [f"data.tasks.{name}.batch=2" for name in names]
         if words[0] == "answer":
             return self._answer(words)
@@ -213,7 +215,7 @@ def _bring_speech(corpus: Corpus) -> None:
     chapter = Path("LibriSpeech/dev-clean/84/121123")
     chapter.mkdir(parents=True)
     Path("dialogues").mkdir()
-    lines, dialogues = [], []
+    lines, dialogues = [], list[dict[str, list[Any]]]()
     for number, row in enumerate(corpus.rows("train")[:12]):
         question, answer = question_part(row), row["messages"][-1]["content"]
         sounds = {"q": question, "a": answer[1]}
@@ -224,9 +226,13 @@ def _bring_speech(corpus: Corpus) -> None:
         name = f"84-121123-{number:04}"
         shutil.copyfile(f"dialogues/q{number}.wav", chapter / f"{name}.wav")
         lines.append(f"{name} {question['text'].upper()}\n")
-        turns = [("user", "<audio>"), ("assistant", f"{answer[0]['text']}<audio>")]
-        dialogues.append({"messages": [{"role": r, "content": c} for r, c in turns],
-                          "audios": [f"{name}{number}.wav" for name in sounds]})  # fmt: skip
+        turns = [("user", f"{question['text']}<audio>"),
+                 ("assistant", f"{answer[0]['text']}<audio>")]  # fmt: skip
+        said = [{"role": r, "content": c} for r, c in turns]
+        files = [f"{name}{number}.wav" for name in sounds]
+        if number % 3:  # each begins with all that was said in the one before, up to three rounds
+            said, files = dialogues[-1]["messages"] + said, dialogues[-1]["audios"] + files
+        dialogues.append({"messages": said, "audios": files})
     (chapter / "84-121123.trans.txt").write_text("".join(lines))
     listed = "".join(json.dumps(dialogue) + "\n" for dialogue in dialogues)
     Path("dialogues/train.jsonl").write_text(listed)

@@ -107,7 +107,7 @@ def test_the_stage_of_a_preset_runs_at_130b(
     monkeypatch.setattr(dpo.Dpo, "_reference_scores", lambda *a: torch.zeros(1, 2, device="meta"))
     monkeypatch.setattr(type(stage), "_log", lambda *a, **k: None, raising=False)
     monkeypatch.setattr(type(stage), "log_dict", lambda *a, **k: None)
-    source = SimpleNamespace(bind=lambda ids: None, rows=[0])
+    source = SimpleNamespace(names=("toy",), bind=lambda ids: None, rows=[0])
     stage._trainer = SimpleNamespace(
         datamodule=SimpleNamespace(source=source),
         log_every_n_steps=1, accumulate_grad_batches=1, global_step=0,

@@ -3,6 +3,7 @@
 import pytest
 
 from aqaa.backbone.loading import load_backbone
+from aqaa.errors import UsageError
 from aqaa.runtime.compose import compose
 from aqaa.stages.optimizer import OptimizerSettings
 from aqaa.stages.sft import Sft
@@ -41,3 +42,28 @@ def test_nothing_is_loaded_before_its_time(chain: Chain) -> None:
     stage = Sft(model=str(chain / "nowhere"), optimizer=OptimizerSettings(lr=1.0))
     with pytest.raises(AssertionError, match="configure_model comes first"):
         _ = stage.backbone
+
+
+def test_an_epoch_of_the_data_is_a_number_of_steps(chain: Chain, tmp_path, metrics, capsys) -> None:
+    """60 rows in batches of 4, two a step: 15 batches are 8 steps; a part of them is replayed."""
+    from aqaa.runtime.run import train
+
+    words = chain.words("sft_2", tmp_path, "epochs.count=1", "epochs.of=aqtaa")
+    words += ["data.tasks.aqtaa.batch=4", "trainer.accumulate_grad_batches=2"]
+    run = train("sft", compose("sft", words[1:]))
+    assert "epochs.count=1: 8 steps" in capsys.readouterr().out
+    assert read_json(run / "lineage.json")["steps"] == 8
+    more = ["+data.tasks.replay={format: aqta, share: 0.25, batch: 2}", "epochs.count=2"]
+    words = chain.words("sft_2", tmp_path / "replayed", "epochs.of=aqtaa", *more)
+    run = train("sft", compose("sft", [*words[1:], "data.tasks.aqtaa.batch=10"]))
+    assert read_json(run / "lineage.json")["steps"] == 15  # 2 x 6 batches are 4 in 5
+    names = set(metrics(run)[0])
+    assert {"train/replay", "train/replay_tokens", "validation/replay"} <= names
+
+
+def test_epochs_that_are_none_are_refused(chain: Chain, tmp_path) -> None:
+    from aqaa.runtime.run import train
+
+    for word in ("epochs.count=0", "epochs.count=-1"):
+        with pytest.raises(UsageError, match=f"{word} on trainer.devices=1, num_nodes=1 ranks"):
+            train("sft", compose("sft", chain.words("sft_2", tmp_path, word)[1:]))

@@ -28,7 +28,8 @@ def test_half_of_a_document_is_learnt(bench, size: int) -> None:
     text = TextTokenizer.train_words(["word"])
     row = bench.row(3, size, lambda n: " ".join(["word"] * n))
     answer = Turn("assistant", row["messages"][1]["content"][0]["text"], [], loss=True)
-    material = Material(row, Turn("human", speech=[CodePair([], [])]), answer)
+    asked = row["messages"][0]["content"][0]["text"]
+    material = Material(row, Turn("human", speech=[CodePair([], [])], words=asked), answer)
     stream = StreamLayout().encode(TASKS["tqta"](material), text, Vocabulary(text.size))
     assert len(stream.ids) == size
     assert [slot > 0 for slot in stream.slots] == [i >= size // 2 for i in range(size)]

@@ -236,7 +236,7 @@ def random_rows(model: Model) -> Any:
         return TokenBatch(**fields)
 
     return SimpleNamespace(
-        bind=lambda ids: known.update(ids=ids), batch=batch, validation=lambda: []
+        names=("toy",), bind=lambda ids: known.update(ids=ids), batch=batch, validation=lambda: []
     )
 
 

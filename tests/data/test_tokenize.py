@@ -18,7 +18,7 @@ from aqaa import storage
 from aqaa.audio.file import write_audio
 from aqaa.data.clips import Clips
 from aqaa.data.extraction import PADDED_SHARE, buckets, encode
-from aqaa.data.keyed_clips import audio_parts, source
+from aqaa.data.keyed_clips import source
 from aqaa.data.manifest import write_manifest
 from aqaa.data.parts import Part, read_part
 from aqaa.data.token_store import TokenStore
@@ -373,15 +373,3 @@ def test_pieces_of_a_long_clip_are_not_padded_to_each_other(
     batches = list(encode(found, found.clips, released_dual(), batch_s=20.0, workers=0))
     assert sum(b.padded_frames for b in batches) <= PADDED_SHARE * sum(b.frames for b in batches)
     assert sum(b.seconds for b in batches) == pytest.approx(sum(c.seconds for c in found.clips))
-
-
-def test_audio_parts_of_a_row_come_with_who_speaks() -> None:
-    part = [{"type": "audio", "path": f"{i}.wav"} for i in range(5)]
-    pair = {
-        "prompt": [{"role": "user", "content": [part[0]]}],
-        "chosen": [{"role": "assistant", "content": [{"type": "text", "text": "x"}, part[1]]}],
-        "rejected": [{"role": "assistant", "content": [part[2]]}],
-    }
-    assert audio_parts(pair) == [(part[0], True), (part[1], False), (part[2], False)]
-    flat = {"audio": part[3], "prompt": part[4], "text": "x"}
-    assert audio_parts(flat) == [(part[3], False), (part[4], False)]

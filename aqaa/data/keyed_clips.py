@@ -3,6 +3,7 @@
 Letters: T samples.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,10 @@ _CORPUS = ("answers", *SPLITS)  # manifests of one
 
 @dataclass(frozen=True)
 class Clip:
-    """An audio part of a row, under ``key``; ``bare``: it needs the linguistic book alone."""
+    """An audio part of a row, under ``key``; ``bare``: it needs the linguistic book alone.
+
+    ``seconds`` is 0 where its file cannot be opened: whoever hears the clip says why.
+    """
 
     key: str
     part: dict[str, Any]
@@ -50,6 +54,13 @@ class Source:
         """
         return torch.from_numpy(heard(clip.part, self.folder, peak=peak))
 
+    def size_bytes(self, clip: Clip) -> int:
+        """Size of a clip's file, -1 where there is none: another one is another sound."""
+        try:
+            return sound_path(clip.part["path"], self.folder).stat().st_size
+        except (OSError, UsageError):
+            return -1
+
 
 def source(path: str | Path, *, question_books: str = "both", verify: bool = True) -> Source:
     """The clips of a corpus, or every audio part of one aqaa-jsonl manifest or a folder of them.
@@ -58,8 +69,9 @@ def source(path: str | Path, *, question_books: str = "both", verify: bool = Tru
     ``<its name>/<row id>``, with ``/<number>`` where a row has several.
 
     The hash of a folder with a MANIFEST.sha256 covers every byte. That of other manifests covers
-    their names and bytes and the size of every sound file they name, so that it is had without
-    reading sound; a sound file replaced by another of the same size it does not see.
+    their names and bytes, but no sound, so that mended sound does not make finished work void;
+    an extraction keeps the size of each clip's file instead and takes up again what has another.
+    It does not see sound replaced by other sound of the same size in bytes.
 
     Args:
         path: folder or file.
@@ -85,7 +97,7 @@ def source(path: str | Path, *, question_books: str = "both", verify: bool = Tru
     ]
     hash_ = tree_hash(path)
     if not hash_ and not is_corpus(path):
-        hash_ = _hash(manifests, clips, folder)
+        hash_ = _hash(manifests)
     return Source(folder, _distinct(clips, path), hash_)
 
 
@@ -96,18 +108,21 @@ def _manifests(path: Path) -> list[Path]:
     return [path / f"{n}.jsonl" for n in _CORPUS] if is_corpus(path) else manifests_of(path)
 
 
-def _hash(manifests: Sequence[Path], clips: Sequence[Clip], folder: Path) -> str:
-    """Names the bytes of manifests and the sizes of the files they name."""
+def _hash(manifests: Sequence[Path]) -> str:
+    """Names the bytes of manifests and how they are called."""
     lines = [f"{sha256_file(path)}  {path.name}" for path in manifests]
-    names = sorted({c.part["path"] for c in clips})
-    lines += [f"{sound_path(name, folder).stat().st_size}  {name}" for name in names]
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _clip(key: str, part: dict[str, Any], folder: Path, bare: bool) -> Clip:
+    for name in ("start", "end"):
+        if not isinstance(part.get(name), int | float | None):
+            raise UsageError(f"{key} has {name}={part[name]!r}: it is in seconds, a number")
     length_s = seconds(part)
     if part.get("end") is None:
-        length_s = file_duration_s(sound_path(part["path"], folder)) - (part.get("start") or 0.0)
+        with contextlib.suppress(UsageError):
+            whole_s = file_duration_s(sound_path(part["path"], folder))
+            length_s = max(0.0, whole_s - (part.get("start") or 0.0))
     return Clip(key, part, length_s, bare)
 
 

@@ -78,9 +78,9 @@ class FlowVocoder(nn.Module):
             Log-mel (B, 80, 12 G).
         """
         pairs = linguistic.shape[1] * 3
-        mask = torch.ones(len(linguistic), pairs)
+        mask = torch.ones(len(linguistic), pairs, device=linguistic.device)
         condition = self.conditioning(linguistic, semantic, mask)
-        x = torch.zeros(len(linguistic), 2 * MEL_BINS, pairs) if noise is None else noise
+        x = mask.new_zeros(len(linguistic), 2 * MEL_BINS, pairs) if noise is None else noise
 
         def velocity(point: Tensor, time: Tensor) -> Tensor:
             time = time.expand(len(point))

@@ -5,6 +5,7 @@ velocities found so far. Euler uses only the last; with the earlier ones fewer c
 Letters: B clips, C channels, F frames.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -81,6 +82,17 @@ def named(name: str, steps: int) -> Solver:
     if steps < 1:
         raise UsageError(f"steps={steps}: a flow takes at least one")
     return SOLVERS[name](steps)
+
+
+def check(*, solver: str, steps: int, guidance: float) -> None:
+    """Refuse a way that no flow can go.
+
+    Raises:
+        UsageError: there is no such solver, or not with so many calls; guidance is below 0.
+    """
+    named(solver, steps)
+    if not 0 <= guidance < math.inf:
+        raise UsageError(f"guidance={guidance}: it is 0 (none) or above")
 
 
 def follow(

@@ -3,6 +3,7 @@
 Letters: B clips, G groups, F = 12 G mel frames, P = F / 2 pair frames.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -77,11 +78,23 @@ class FlowVocoder(nn.Module):
         Returns:
             Log-mel (B, 80, 12 G).
         """
-        pairs = linguistic.shape[1] * 3
-        mask = torch.ones(len(linguistic), pairs, device=linguistic.device)
-        condition = self.conditioning(linguistic, semantic, mask)
-        x = mask.new_zeros(len(linguistic), 2 * MEL_BINS, pairs) if noise is None else noise
+        field = self.field(linguistic, semantic, guidance=guidance)
+        size = (len(linguistic), 2 * MEL_BINS, 3 * linguistic.shape[1])
+        start = torch.zeros(size, device=linguistic.device) if noise is None else noise
+        return unpack(follow(field, start, named(solver, steps)))
 
+    def field(
+        self, linguistic: Tensor, semantic: Tensor, *, guidance: float
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """What to :func:`follow`: the velocity of a point (B, 160, P) at a time (1,).
+
+        Args:
+            linguistic: codes (B, 2G).
+            semantic: codes (B, 3G).
+            guidance: as :meth:`sample` takes it.
+        """
+        mask = torch.ones(len(linguistic), 3 * linguistic.shape[1], device=linguistic.device)
+        condition = self.conditioning(linguistic, semantic, mask)
         if guidance:  # a guided call is one with twice the batch
             condition = torch.cat([condition, torch.zeros_like(condition)])
             mask = torch.cat([mask, mask])
@@ -93,7 +106,7 @@ class FlowVocoder(nn.Module):
             guided, free = self.velocity(both, condition, time.expand(len(both)), mask).chunk(2)
             return (1 + guidance) * guided - guidance * free
 
-        return unpack(follow(velocity, x, named(solver, steps)))
+        return velocity
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors, the numbers as ``dtype`` where one is given."""

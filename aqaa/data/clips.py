@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from aqaa.audio.pitch import pitch
 from aqaa.audio.vocoder_mel import EDGE_SAMPLES, MAGNITUDE_FLOOR, vocoder_mel
 from aqaa.data.manifest import manifests_of, read_manifest
-from aqaa.data.row_sounds import heard, keyed
+from aqaa.data.row_sounds import heard, is_corpus, keyed
 from aqaa.errors import UsageError
 from aqaa.signals import VOCODER_HOP_SAMPLES, VOCODER_RATE_HZ
 
@@ -49,7 +49,7 @@ def spoken(folder: str | Path, manifests: Sequence[str] | None = None) -> dict[s
     found = {}
     for name in names:
         for row in read_manifest(Path(folder) / f"{name}.jsonl"):
-            for key, sound in keyed(name, row):
+            for key, sound in keyed(name, row, corpus=is_corpus(folder)):
                 found[key] = Spoken(sound.part, str(sound.speaker or ""), sound.text or "")
     return found
 

@@ -93,7 +93,7 @@ def source(path: str | Path, *, question_books: str = "both", verify: bool = Tru
         _clip(key, sound.part, folder, bare and sound.human)
         for manifest in manifests
         for row in read_manifest(manifest)
-        for key, sound in keyed(manifest.stem, row)
+        for key, sound in keyed(manifest.stem, row, corpus=is_corpus(path))
     ]
     hash_ = tree_hash(path)
     if not hash_ and not is_corpus(path):

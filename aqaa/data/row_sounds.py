@@ -74,16 +74,25 @@ def _words(text: Any) -> str | None:
     return text if isinstance(text, str) and text else None
 
 
-def keyed(manifest: str, row: dict[str, Any]) -> list[tuple[str, Sound]]:
+def keyed(
+    manifest: str, row: dict[str, Any], *, corpus: bool = False
+) -> list[tuple[str, Sound]]:
     """A row's own sounds by the keys that token stores have for them.
 
-    ``<manifest>/<row id>``, with ``/<number>`` behind it where a row has several.
+    ``<manifest>/<row id>``, with ``/<number>`` behind it where a row has several. In a corpus the
+    last that is asked has the row's id alone, and what was asked before is numbered by its turn.
     """
     own = [sound for sound in sounds(row) if sound.own]
     if own and not isinstance(row.get("id"), str):
         raise UsageError(f"{manifest}.jsonl has a row without an id; `aqaa data validate` names it")
     key = f"{manifest}/{row.get('id')}"
-    return [(f"{key}/{i}" if len(own) > 1 else key, sound) for i, sound in enumerate(own)]
+    if len(own) < 2:
+        return [(key, sound) for sound in own]
+    if corpus:
+        asked = [i for i, m in enumerate(_objects(row.get("messages"))) if m.get("role") in HUMAN]
+        place = {turn: f"{key}/{number}" for number, turn in enumerate(asked[:-1])}
+        return [(place.get(sound.turn, key), sound) for sound in own]
+    return [(f"{key}/{i}", sound) for i, sound in enumerate(own)]
 
 
 def is_corpus(folder: str | Path) -> bool:

@@ -61,6 +61,10 @@ def test_keys_number_a_rows_own_sounds() -> None:
     assert [key for key, _ in keyed("m", CHAT)] == ["m/c/0", "m/c/1", "m/c/2", "m/c/3"]
     one = {"id": "o", "messages": [*CHAT["messages"][:1], *CHAT["messages"][3:]]}  # type: ignore[index]
     assert [(key, s.part) for key, s in keyed("m", one)] == [("m/o", PARTS[0])]
+    said = {**CHAT["messages"][1], "content": [{**PARTS[1], "ref": "m/a"}]}  # type: ignore[index]
+    turns = [CHAT["messages"][0], said, {"role": "user", "content": [PARTS[2]]}, said]  # type: ignore[index]
+    corpus = [(key, s.part) for key, s in keyed("m", {**CHAT, "messages": turns}, corpus=True)]
+    assert corpus == [("m/c/0", PARTS[0]), ("m/c", PARTS[2])]
     assert keyed("m", {"text": "no sound, no id"}) == []
     with pytest.raises(UsageError, match="m.jsonl has a row without an id"):
         keyed("m", {"audio": PARTS[0]})

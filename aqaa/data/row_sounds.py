@@ -86,13 +86,11 @@ def keyed(
     if own and not isinstance(row.get("id"), str):
         raise UsageError(f"{manifest}.jsonl has a row without an id; `aqaa data validate` names it")
     key = f"{manifest}/{row.get('id')}"
-    if len(own) < 2:
-        return [(key, sound) for sound in own]
     if corpus:
         asked = [i for i, m in enumerate(_objects(row.get("messages"))) if m.get("role") in HUMAN]
-        place = {turn: f"{key}/{number}" for number, turn in enumerate(asked[:-1])}
-        return [(place.get(sound.turn, key), sound) for sound in own]
-    return [(f"{key}/{i}", sound) for i, sound in enumerate(own)]
+        earlier = {turn: f"{key}/{number}" for number, turn in enumerate(asked[:-1])}
+        return [(earlier.get(sound.turn, key), sound) for sound in own]
+    return [(f"{key}/{i}" if len(own) > 1 else key, sound) for i, sound in enumerate(own)]
 
 
 def is_corpus(folder: str | Path) -> bool:

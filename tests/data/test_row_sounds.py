@@ -65,6 +65,8 @@ def test_keys_number_a_rows_own_sounds() -> None:
     turns = [CHAT["messages"][0], said, {"role": "user", "content": [PARTS[2]]}, said]  # type: ignore[index]
     corpus = [(key, s.part) for key, s in keyed("m", {**CHAT, "messages": turns}, corpus=True)]
     assert corpus == [("m/c/0", PARTS[0]), ("m/c", PARTS[2])]
+    turns[2] = {"role": "user", "content": [WORDS]}  # asked in writing: the first is not the last
+    assert [key for key, _ in keyed("m", {**CHAT, "messages": turns}, corpus=True)] == ["m/c/0"]
     assert keyed("m", {"text": "no sound, no id"}) == []
     with pytest.raises(UsageError, match="m.jsonl has a row without an id"):
         keyed("m", {"audio": PARTS[0]})

@@ -128,7 +128,7 @@ def test_killed_at_random_moments_it_goes_on_without_a_duplicate_or_a_gap(
     manifest: Path, books: Path, whole: Path, tmp_path: Path
 ) -> None:
     out, rng = tmp_path / "tokens", random.Random(1)
-    part = tmp_path / "tokens.parts/00000-of-00001"
+    listed = tmp_path / "tokens.parts/00000-of-00001/done.jsonl"
     context, seen = multiprocessing.get_context("fork"), [0]
     for attempt in range(18):
         child = context.Process(target=_child, args=(manifest, books, out, attempt % 4 == 3))
@@ -136,7 +136,7 @@ def test_killed_at_random_moments_it_goes_on_without_a_duplicate_or_a_gap(
         limit = time.monotonic() + (rng.uniform(0.0, 0.6) if attempt < 12 else 20.0)
         # Most are killed right after a batch, where files are being written.
         while child.is_alive() and time.monotonic() < limit:
-            grown = (part / "done.jsonl").stat().st_size if part.is_dir() else 0
+            grown = listed.stat().st_size if listed.is_file() else 0
             if attempt < 12 and grown > seen[-1]:
                 time.sleep(rng.uniform(0.0, 0.01))
                 break
@@ -148,7 +148,7 @@ def test_killed_at_random_moments_it_goes_on_without_a_duplicate_or_a_gap(
         if child.exitcode == 0:
             break
         assert child.exitcode == -signal.SIGKILL
-        seen.append((part / "done.jsonl").stat().st_size if part.is_dir() else 0)
+        seen.append(listed.stat().st_size if listed.is_file() else 0)
     assert len(set(seen)) > 3, "it was killed while it was getting on"
     run(manifest, books, out, shard="merge")
     assert same_store(out, whole)

@@ -12,17 +12,13 @@ from torch import Tensor
 
 from aqaa.audio.mel import HOP_SAMPLES, log_mel
 from aqaa.data.manifest import HUMAN, Manifest, clip, read_manifest
+from aqaa.data.row_sounds import is_corpus, sounds
 from aqaa.errors import UsageError
 from aqaa.storage import read_json
 
 SPLITS = ("train", "validation", "test")
 _MEL_BATCH = 32
 _Key = tuple[str | None, float | None, float | None]
-
-
-def is_corpus(folder: str | Path) -> bool:
-    """Whether clips are whole groups at a level already; else they have yet to be made so."""
-    return (Path(folder) / "domain.json").is_file()
 
 
 class Corpus:
@@ -82,12 +78,12 @@ def seconds(part: dict[str, Any]) -> float:
 
 def question_part(row: dict[str, Any]) -> dict[str, Any]:
     """The audio part of a chat row's last user message; UsageError where nothing is asked aloud."""
-    for message in reversed(row.get("messages", [])):
-        if message["role"] in HUMAN:
-            for part in message["content"]:
-                if part["type"] == "audio":
-                    return part
-    raise UsageError(f"row {row['id']} holds no user message with sound: nothing is asked aloud")
+    asked = [s for s in sounds(row) if s.human and s.field == "messages"]
+    if not asked:
+        raise UsageError(
+            f"row {row['id']} holds no user message with sound: nothing is asked aloud"
+        )
+    return next(s.part for s in asked if s.turn == asked[-1].turn)
 
 
 def question_keys(row: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -3,6 +3,7 @@
 Letters: B clips, G groups, F = 12 G mel frames, P = F / 2 pair frames.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -68,7 +69,7 @@ class FlowVocoder(nn.Module):
         Args:
             linguistic: codes (B, 2G).
             semantic: codes (B, 3G).
-            steps: calls of the network (twice as many with guidance).
+            steps: calls of the network (of twice the batch with guidance).
             guidance: classifier-free guidance rate; the unguided field has an empty condition.
             noise: (B, 160, P) start; None starts from zero, the mode of the noise, which a flow
                 trained for minutes renders best.
@@ -77,20 +78,35 @@ class FlowVocoder(nn.Module):
         Returns:
             Log-mel (B, 80, 12 G).
         """
-        pairs = linguistic.shape[1] * 3
-        mask = torch.ones(len(linguistic), pairs)
+        field = self.field(linguistic, semantic, guidance=guidance)
+        size = (len(linguistic), 2 * MEL_BINS, 3 * linguistic.shape[1])
+        start = torch.zeros(size, device=linguistic.device) if noise is None else noise
+        return unpack(follow(field, start, named(solver, steps)))
+
+    def field(
+        self, linguistic: Tensor, semantic: Tensor, *, guidance: float
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """What to :func:`follow`: the velocity of a point (B, 160, P) at a time (1,).
+
+        Args:
+            linguistic: codes (B, 2G).
+            semantic: codes (B, 3G).
+            guidance: as :meth:`sample` takes it.
+        """
+        mask = torch.ones(len(linguistic), 3 * linguistic.shape[1], device=linguistic.device)
         condition = self.conditioning(linguistic, semantic, mask)
-        x = torch.zeros(len(linguistic), 2 * MEL_BINS, pairs) if noise is None else noise
+        if guidance:  # a guided call is one with twice the batch
+            condition = torch.cat([condition, torch.zeros_like(condition)])
+            mask = torch.cat([mask, mask])
 
         def velocity(point: Tensor, time: Tensor) -> Tensor:
-            time = time.expand(len(point))
-            v = self.velocity(point, condition, time, mask)
             if not guidance:
-                return v
-            free = self.velocity(point, torch.zeros_like(condition), time, mask)
-            return (1 + guidance) * v - guidance * free
+                return self.velocity(point, condition, time.expand(len(point)), mask)
+            both = torch.cat([point, point])
+            guided, free = self.velocity(both, condition, time.expand(len(both)), mask).chunk(2)
+            return (1 + guidance) * guided - guidance * free
 
-        return unpack(follow(velocity, x, named(solver, steps)))
+        return velocity
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors, the numbers as ``dtype`` where one is given."""

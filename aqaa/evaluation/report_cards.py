@@ -88,7 +88,7 @@ def mel_uri(samples: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _sound(title: str, path: Path | None, about: str) -> str:
+def sound_figure(title: str, path: Path | None, about: str) -> str:
     """One figure: picture, player and length, or why there is none."""
     try:
         if path is None:
@@ -179,8 +179,8 @@ def _pair(row: Row, folder: Path) -> str:
     question = folder / row["question"] if row.get("question") else None
     answer = folder / row["answer"] if row.get("answer") else None
     took = f", made in {row['seconds']:.2f} s" if row.get("seconds") is not None else ""
-    asked = _sound("Question", question, f", {row['voice']}")
-    return f'<div class="pair">{asked}{_sound("Answer", answer, took)}</div>'
+    asked = sound_figure("Question", question, f", {row['voice']}")
+    return f'<div class="pair">{asked}{sound_figure("Answer", answer, took)}</div>'
 
 
 def _verdict(row: Row) -> tuple[str, str]:

@@ -122,9 +122,11 @@ _TABLE = (
     ),
     Verb(
         "listen",
-        "decode stored audio tokens, the targets of a training, back to sound",
-        "aqaa listen runs/tokens flow=runs/vocoder_flow/model out=runs/listen",
+        "decode a training's targets, or stored audio tokens, back to text and sound, mask shown",
+        "aqaa listen data=sft preset=walkthrough/sft_1 flow=runs/vocoder_flow/model",
         positional="source",
+        alias="data",
+        forwards=True,
     ),
     Verb(
         "evaluate",

@@ -74,7 +74,14 @@ def wav_uri(samples: np.ndarray) -> str:
 
 
 def mel_uri(samples: np.ndarray) -> str:
-    """Log-mel picture of (T,) at 16 kHz, low pitch at the bottom, as a PNG of 64 colours."""
+    """The picture of (T,) at 16 kHz as a PNG inside a data address."""
+    buffer = io.BytesIO()
+    mel_image(samples).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def mel_image(samples: np.ndarray) -> Any:
+    """Log-mel picture of (T,) at 16 kHz, low pitch at the bottom, in 64 colours."""
     from matplotlib import colormaps
     from PIL import Image
 
@@ -83,9 +90,7 @@ def mel_uri(samples: np.ndarray) -> str:
     image = Image.fromarray((shade[::-1] * 63).round().astype(np.uint8))
     colours = colormaps["magma"](np.linspace(0, 1, 64))[:, :3]
     image.putpalette((colours * 255).round().astype(np.uint8).tobytes())
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return image
 
 
 def sound_figure(title: str, path: Path | None, about: str) -> str:

@@ -49,6 +49,7 @@ PARTS = frozenset(
         "aqaa.data.token_voice.TokenFlowBatches",
         "aqaa.data.voice.FlowBatches",
         "aqaa.data.voice.WaveformBatches",
+        "aqaa.runtime.hearing.HearAnswers",
         "aqaa.runtime.strategy.ShardedStrategy",
         "aqaa.stages.adversarial.Adversarial",
         "aqaa.stages.dpo.Dpo",

@@ -30,6 +30,7 @@ COMMANDS = frozenset(
         "aqaa.evaluation.evaluate.evaluate",
         "aqaa.release.bring_in.bring_in",
         "aqaa.runtime.export.export",
+        "aqaa.runtime.import_config.import_config",
         "aqaa.runtime.listening.listen",
         "aqaa.runtime.planner.plan",
         "aqaa.runtime.replay.replay",

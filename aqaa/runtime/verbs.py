@@ -66,6 +66,12 @@ _TABLE = (
         alias="from",
     ),
     Verb(
+        "import-config",
+        "write a training of LLaMA-Factory or ms-swift as commands of ours, and say what has none",
+        "aqaa import-config train.yaml out=train.sh",
+        positional="file",
+    ),
+    Verb(
         "tokenizer",
         "train one of the two speech tokenizers",
         "aqaa tokenizer preset=walkthrough/tokenizer_linguistic",

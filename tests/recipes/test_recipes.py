@@ -230,6 +230,8 @@ def _bring_speech(corpus: Corpus) -> None:
     (chapter / "84-121123.trans.txt").write_text("".join(lines))
     listed = "".join(json.dumps(dialogue) + "\n" for dialogue in dialogues)
     Path("dialogues/train.jsonl").write_text(listed)
+    settings = "model: qwen\ntrain_type: lora\nmax_length: 2048\ndataset: [train.jsonl]\n"
+    Path("dialogues/sft.yaml").write_text(settings)
     write_release(Path("Step-Audio-Tokenizer"), whole=True)
     write_vocoder(Path("Step-Audio-TTS-3B/CosyVoice-300M-25Hz"))
     write_backbone(Path("Step-Audio-TTS-3B"), vision=False)

@@ -117,12 +117,14 @@ class Pipeline:
         codes: CodePair,
         *,
         mode: Mode = "both",
+        system: str = "",
         sampling: Sampling | None = None,
         seed: int = 0,
     ) -> Reply:
-        """Answer a question given as codes."""
+        """Answer a question given as codes, after a ``system`` turn if there is one."""
         ids = self.backbone.ids
-        prompt = ids.layout.prompt([Turn("human", speech=[codes])], ids.text, ids.vocabulary)
+        asked = [*([Turn("system", system)] if system else []), Turn("human", speech=[codes])]
+        prompt = ids.layout.prompt(asked, ids.text, ids.vocabulary)
         generator = torch.Generator().manual_seed(seed)
         written = self._decoder.answer(prompt, mode=mode, sampling=sampling, generator=generator)
         answer = ids.layout.parse(written, ids.text, ids.vocabulary)

@@ -29,6 +29,7 @@ COMMANDS = frozenset(
         "aqaa.evaluation.books.report",
         "aqaa.evaluation.evaluate.evaluate",
         "aqaa.release.bring_in.bring_in",
+        "aqaa.runtime.ablations.ablations",
         "aqaa.runtime.export.export",
         "aqaa.runtime.import_config.import_config",
         "aqaa.runtime.listening.listen",

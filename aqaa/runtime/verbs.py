@@ -152,6 +152,11 @@ _TABLE = (
         "aqaa walkthrough",
     ),
     Verb(
+        "ablations",
+        "train the paper's ablations with several seeds and set them beside its tables",
+        "aqaa ablations base=runs/walkthrough",
+    ),
+    Verb(
         "replay",
         "make any step's batches again from a run folder, and open its dumps",
         "aqaa replay run=runs/sft_1 step=120 out=runs/replay",

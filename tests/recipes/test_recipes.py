@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "recipes"
 SCRIPTS = sorted(path.stem for path in RECIPES.glob("*.py"))
 TRAINING = ("tokenizer", "pretrain", "sft", "dpo", "vocoder")
+WHOLE_CHAINS = ("walkthrough", "ablations")  # their own tests run them
 LARGEST_WIDTH = 128  # of a backbone that is written here
 TARGETS = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
@@ -182,7 +183,7 @@ class Reader:
         large = place.get("accelerator", "cpu") != "cpu" or place.get("devices", 1) > 1
         large |= cfg.get("backbone", {}).get("hidden_size", 0) > LARGEST_WIDTH
         trained = f"{kind} {cfg.get('run', {}).get('root')}"
-        if large or verb.name == "walkthrough" or trained in self._trained:
+        if large or verb.name in WHOLE_CHAINS or trained in self._trained:
             return "composed"
         if verb.name in TRAINING:
             self._trained.add(trained)

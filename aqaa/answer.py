@@ -10,13 +10,24 @@ from aqaa.storage import read_json
 DEMO = Path(__file__).parent / "assets" / "demo"
 
 
-def answer(*, question: str, out: str = "answer.wav", model: str | None = None) -> None:
+def answer(
+    *,
+    question: str,
+    out: str = "answer.wav",
+    model: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    solver: str | None = None,
+) -> None:
     """Answer a spoken question: the text on the terminal, the speech in a file.
 
     Args:
         question: a sound file, any rate and channel count.
         out: WAV of the answer.
         model: a model folder; None is the demo checkpoint of this package.
+        steps: calls of the vocoder's flow (None, here and below: as its kind is made to be).
+        guidance: of the flow.
+        solver: of the flow.
     """
     if Path(out).exists() and Path(question).exists() and Path(out).samefile(question):
         raise UsageError(f"the answer would replace the question {question}: give another out=FILE")
@@ -24,8 +35,11 @@ def answer(*, question: str, out: str = "answer.wav", model: str | None = None) 
     asked = read_audio(question)
     prepare(asked)  # refuses what is no question, before anything heavy is imported
     from aqaa.pipeline import Pipeline
+    from aqaa.vocoder.voice import tune
 
-    reply = Pipeline.load(folder).answer(asked)
+    pipeline = Pipeline.load(folder)
+    tune(pipeline.vocoder, steps=steps, guidance=guidance, solver=solver)
+    reply = pipeline.answer(asked)
     print(f"model: {name}")
     print(f"text:  {reply.text}")
     if reply.sound is None:

@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,6 +77,29 @@ def test_the_answer_is_printed_and_written(
     assert np.abs(written.samples - reply.sound.samples).max() < 2 / 2**15
     assert soundfile.info("answer.wav").subtype == "PCM_16"
     assert sorted(p.name for p in Path().iterdir()) == ["answer.wav", "question.wav"]
+
+
+def test_the_flow_is_solved_as_the_command_line_says(
+    run: Path, question: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sounds = {}
+    for name, words in {
+        "plain": [],
+        "same": ["steps=8", "guidance=0.0", "solver=euler"],
+        "other": ["steps=4", "guidance=0.7", "solver=adams"],
+    }.items():
+        assert cli.main(["answer", str(question), f"model={run}", f"out={name}.wav", *words]) == 0
+        sounds[name] = Path(f"{name}.wav").read_bytes()
+    assert sounds["plain"] == sounds["same"] != sounds["other"]
+    pipeline = Pipeline.load(run / "model")
+    vocoder: Any = pipeline.vocoder
+    vocoder.steps, vocoder.guidance, vocoder.solver = 4, 0.7, "adams"
+    reply = pipeline.answer(read_audio(question))
+    assert reply.sound is not None
+    assert np.abs(read_audio("other.wav").samples - reply.sound.samples).max() < 2 / 2**15
+    capfd.readouterr()
+    assert cli.main(["answer", str(question), f"model={run}", "out=x.wav", "solver=heun"]) == 2
+    assert "no solver is called heun" in capfd.readouterr().err and not Path("x.wav").exists()
 
 
 @pytest.mark.parametrize(("rate_hz", "channels"), [(48_000, 2), (8_000, 1)])

@@ -3,6 +3,7 @@
 Letters: T samples, C channels.
 """
 
+import math
 import os
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from aqaa.storage import atomic_path
 
 PEAK = 0.5  # of every clip the chain hears or is trained on
 SILENT_PEAK = 1e-3
+LONGEST_S = 1800.0  # of sound read at once: hours of it would fill the memory
 _FAINTEST_PEAK = 0.01  # what is fainter is brought up as if it were this loud
 _TRIM_SHARE = 0.02  # of the peak: what is quieter at either end is silence
 _LEAD_S, _TAIL_S = 0.03, 0.05  # of silence kept, so that soft onsets and endings survive
@@ -35,14 +37,16 @@ def read_audio(
 ) -> Waveform:
     """Read a stretch of a sound file as mono float32 (T,) at ``rate_hz``.
 
-    Channels are averaged, other rates resampled; WAV, FLAC, OGG and whatever libsndfile knows.
+    Channels are averaged, other rates resampled, clipped sound is taken as it is; WAV, FLAC, OGG
+    and whatever libsndfile knows. A file may be of any length, a stretch of it :data:`LONGEST_S`.
 
     Raises:
-        UsageError: missing, empty, cut short, not audio, a stretch outside the file, NaN or Inf.
+        UsageError: missing, empty, cut short, not audio, a stretch outside the file or longer than
+            half an hour, NaN or Inf.
     """
     path = Path(path)
     _check_file(path)
-    samples, own_rate_hz = _read_stretch(path, start_s, end_s)
+    samples, own_rate_hz = _read_stretch(path, start_s, end_s, longest_s=LONGEST_S)
     if not len(samples):
         raise UsageError(f"{path} holds no sound: 0 samples; give a file with speech in it")
     if not np.isfinite(samples).all():
@@ -99,7 +103,11 @@ def _check_file(path: Path) -> None:
 
 
 def _read_stretch(
-    path: Path, start_s: float, end_s: float | None, dtype: str = "float32"
+    path: Path,
+    start_s: float,
+    end_s: float | None,
+    dtype: str = "float32",
+    longest_s: float = math.inf,
 ) -> tuple[NDArray[Any], int]:
     """Samples (T, C) of the stretch and the file's own rate."""
     try:
@@ -111,6 +119,11 @@ def _read_stretch(
                 raise UsageError(
                     f"{path} lasts {total / rate_hz:.3f} s: "
                     f"the stretch {start_s:g}..{end_s} s lies outside it"
+                )
+            if end - start > longest_s * rate_hz:
+                raise UsageError(
+                    f"{path} would be {(end - start) / rate_hz:.0f} s of sound at once, at most "
+                    f"{longest_s:.0f} s are read: cut it, or name stretches by start and end"
                 )
             sound.seek(start)
             samples = sound.read(end - start, dtype=dtype, always_2d=True)

@@ -10,17 +10,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aqaa.audio.file import PEAK, read_audio, trim
 from aqaa.audio.pitch import pitch
 from aqaa.audio.vocoder_mel import EDGE_SAMPLES, MAGNITUDE_FLOOR, vocoder_mel
-from aqaa.data.corpus import question_part
-from aqaa.data.keyed_clips import audio_parts
-from aqaa.data.manifest import read_manifest, sound_path
+from aqaa.data.manifest import manifests_of, read_manifest
+from aqaa.data.row_sounds import heard, keyed
 from aqaa.errors import UsageError
 from aqaa.signals import VOCODER_HOP_SAMPLES, VOCODER_RATE_HZ
 
@@ -48,31 +45,13 @@ def spoken(folder: str | Path, manifests: Sequence[str] | None = None) -> dict[s
     Raises:
         UsageError: the folder holds no manifest.
     """
-    names = sorted(p.stem for p in Path(folder).glob("*.jsonl")) if manifests is None else manifests
-    if not names:
-        raise UsageError(f"{folder} holds no manifest (*.jsonl) of spoken clips")
-    found, corpus = {}, is_corpus(folder)
+    names = [p.stem for p in manifests_of(folder)] if manifests is None else manifests
+    found = {}
     for name in names:
         for row in read_manifest(Path(folder) / f"{name}.jsonl"):
-            speaker = str(row.get("speaker") or (row.get("meta") or {}).get("voice") or "")
-            for ending, part in _parts(row, corpus):
-                text = str(part.get("text") or row.get("text") or "")
-                found[f"{name}/{row['id']}{ending}"] = Spoken(part, speaker, text)
+            for key, sound in keyed(name, row):
+                found[key] = Spoken(sound.part, str(sound.speaker or ""), sound.text or "")
     return found
-
-
-def is_corpus(folder: str | Path) -> bool:
-    """Whether clips are whole groups already, one a row; else they are trimmed before they are."""
-    return (Path(folder) / "domain.json").is_file()
-
-
-def _parts(row: dict[str, Any], corpus: bool) -> list[tuple[str, dict[str, Any]]]:
-    """Audio parts with sound of their own, and what their keys end in where there are several."""
-    if corpus:
-        part = row.get("audio") or question_part(row)
-        return [("", part)] if "path" in part else []
-    found = [part for part, _ in audio_parts(row) if "path" in part]
-    return [(f"/{i}" if len(found) > 1 else "", part) for i, part in enumerate(found)]
 
 
 def split(keys: list[str]) -> tuple[list[str], list[str]]:
@@ -103,26 +82,16 @@ class Clips:
     ) -> None:
         self.folder = Path(folder)
         self.spoken = spoken(folder, manifests)
-        self._trimmed = is_corpus(folder)
         self.samples = lru_cache(cached)(self._samples)
         self.mel = lru_cache(cached)(self._mel)
         self.pitch = lru_cache(cached)(self._pitch)
 
     def _samples(self, key: str) -> Tensor:
-        """Samples (T,) at the vocoder's rate, trimmed and at a level as tokenizers hear them."""
-        part = self.spoken[key].part
-        sound = read_audio(
-            sound_path(part["path"], self.folder),
-            rate_hz=VOCODER_RATE_HZ,
-            start_s=part.get("start") or 0.0,
-            end_s=part.get("end"),
-        ).samples
-        loudest = float(np.abs(sound).max())
-        if not self._trimmed:
-            sound = trim(sound, VOCODER_RATE_HZ)
+        """Samples (T,) at the vocoder's rate, as tokenizers hear them."""
+        sound = heard(self.spoken[key].part, self.folder, rate_hz=VOCODER_RATE_HZ)
         if len(sound) <= EDGE_SAMPLES:
             raise UsageError(f"{key} of {self.folder} is too short: {len(sound)} samples")
-        return torch.from_numpy(sound) * (PEAK / loudest if loudest else 1.0)
+        return torch.from_numpy(sound)
 
     def _mel(self, key: str) -> Tensor:
         """Log-mel (M, F) in half precision, which is finer than a network hears."""

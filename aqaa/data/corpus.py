@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from aqaa.audio.mel import HOP_SAMPLES, log_mel
-from aqaa.data.manifest import HUMAN, Manifest, clip, read_manifest
+from aqaa.data.manifest import Manifest, clip, read_manifest
+from aqaa.data.row_sounds import is_corpus, sounds
 from aqaa.errors import UsageError
 from aqaa.storage import read_json
 
@@ -25,7 +26,7 @@ class Corpus:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if not (self.folder / "domain.json").is_file():
+        if not is_corpus(folder):
             raise UsageError(f"{folder} is not a corpus: run `aqaa data synthesize out={folder}`")
         self._mels: dict[_Key, Tensor] = {}
 
@@ -77,12 +78,12 @@ def seconds(part: dict[str, Any]) -> float:
 
 def question_part(row: dict[str, Any]) -> dict[str, Any]:
     """The audio part of a chat row's last user message; UsageError where nothing is asked aloud."""
-    for message in reversed(row.get("messages", [])):
-        if message["role"] in HUMAN:
-            for part in message["content"]:
-                if part["type"] == "audio":
-                    return part
-    raise UsageError(f"row {row['id']} holds no user message with sound: nothing is asked aloud")
+    asked = [s for s in sounds(row) if s.human and s.field == "messages"]
+    if not asked:
+        raise UsageError(
+            f"row {row['id']} holds no user message with sound: nothing is asked aloud"
+        )
+    return next(s.part for s in asked if s.turn == asked[-1].turn)
 
 
 def answer_text(row: dict[str, Any]) -> str:

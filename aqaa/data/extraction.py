@@ -28,10 +28,22 @@ _PREFETCHED = 2  # batches a process prepares ahead
 Pieces = dict[str, list[NDArray[Any]]]  # by book: what it hears of a clip, (F, I) each
 
 
+class Bad(NamedTuple):
+    """A clip that has no codes, its file as the manifest names it, and why in a sentence."""
+
+    key: str
+    file: str
+    reason: str
+
+
 class Batch(NamedTuple):
-    """``codes`` by key, the ``seconds`` of sound they stand for, and frames: padded, in all."""
+    """``codes`` by key, clips that cannot be heard, and what the codes stand for.
+
+    ``seconds`` of sound, and frames: padded, in all.
+    """
 
     codes: list[tuple[str, CodePair]]
+    bad: list[Bad]
     seconds: float
     padded_frames: int
     frames: int
@@ -63,7 +75,7 @@ def buckets(lengths: Sequence[float], limit: float) -> list[list[int]]:
 
 
 class _Prepared(Dataset[Any]):
-    """Batches as their books hear them; what went wrong comes as a sentence instead."""
+    """Batches as their books hear them; a sentence in place of a clip that cannot be heard."""
 
     def __init__(self, source: Source, batches: list[list[Clip]], dual: DualTokenizer) -> None:
         self._source, self._batches, self._dual = source, batches, dual
@@ -71,13 +83,10 @@ class _Prepared(Dataset[Any]):
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __getitem__(self, number: int) -> list[Pieces] | str:
-        try:
-            return [self._prepare(clip) for clip in self._batches[number]]
-        except UsageError as error:  # a loader would wrap it in its own traceback
-            return str(error)
+    def __getitem__(self, number: int) -> list[Pieces | str]:
+        return [self._prepare(clip) for clip in self._batches[number]]
 
-    def _prepare(self, clip: Clip) -> Pieces:
+    def _prepare(self, clip: Clip) -> Pieces | str:
         try:
             samples = self._source.sound(clip, self._dual.peak)
             heard = {"linguistic": pieces_of(self._dual.linguistic, samples)}
@@ -87,13 +96,13 @@ class _Prepared(Dataset[Any]):
                 heard["semantic"] = heard["linguistic"] if alike else pieces_of(both[1], samples)
             return {book: [p.numpy() for p in pieces] for book, pieces in heard.items()}
         except UsageError as error:
-            raise UsageError(f"{clip.key}: {error}") from None
+            return str(error)
 
 
 def encode(
     source: Source, clips: Sequence[Clip], dual: DualTokenizer, *, batch_s: float, workers: int
 ) -> Iterator[Batch]:
-    """Encode some clips of a source, batch by batch.
+    """Encode some clips of a source, batch by batch; what cannot be heard is told beside them.
 
     Args:
         source: where they are read.
@@ -103,7 +112,7 @@ def encode(
         workers: processes that read and prepare (0: this one does).
 
     Raises:
-        UsageError: a clip cannot be read or heard; what came before was yielded.
+        UsageError: ``batch_s`` is none, or a reading process ended.
     """
     if not batch_s > 0:
         raise UsageError(f"batch_s={batch_s} must be above 0")
@@ -129,9 +138,10 @@ def encode(
                 "a reading process ended before its work was done; is there memory left? "
                 "Run the command again, perhaps with fewer workers or a smaller batch_s"
             ) from None
-        if isinstance(found, str):
-            raise UsageError(found)
-        yield _encode_batch(batch, found, dual)
+        pairs = list(zip(batch, found, strict=True))
+        bad = [Bad(c.key, c.part["path"], why) for c, why in pairs if isinstance(why, str)]
+        good = [(clip, pieces) for clip, pieces in pairs if not isinstance(pieces, str)]
+        yield _encode_batch([c for c, _ in good], [p for _, p in good], dual, bad)
 
 
 def _end_with_parent(worker: int) -> None:
@@ -145,7 +155,9 @@ def _as_it_is(item: Any) -> Any:
     return item
 
 
-def _encode_batch(batch: list[Clip], found: list[Pieces], dual: DualTokenizer) -> Batch:
+def _encode_batch(
+    batch: list[Clip], found: list[Pieces], dual: DualTokenizer, bad: list[Bad]
+) -> Batch:
     codes: dict[str, list[list[int]]] = {}
     padded = whole = 0
     for book in BOOKS:
@@ -163,4 +175,4 @@ def _encode_batch(batch: list[Clip], found: list[Pieces], dual: DualTokenizer) -
         codes[book] = [[c for _ in clip for c in next(rows)] for clip in pieces]
     pairs = zip(batch, codes["linguistic"], codes["semantic"], strict=True)
     keyed = [(clip.key, CodePair(linguistic, semantic)) for clip, linguistic, semantic in pairs]
-    return Batch(keyed, sum(clip.seconds for clip in batch), padded, whole)
+    return Batch(keyed, bad, sum(clip.seconds for clip in batch), padded, whole)

@@ -1,29 +1,36 @@
-"""The clips of a corpus folder or of a manifest: what is to be encoded, under which key.
+"""The clips of a corpus, of manifests or of one: what is to be encoded, under which key.
 
 Letters: T samples.
 """
 
+import contextlib
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from aqaa import lineage
-from aqaa.audio.file import PEAK, file_duration_s, prepare
-from aqaa.data.corpus import SPLITS, Corpus, question_part, seconds
-from aqaa.data.manifest import clip, read_manifest, sound_path
+from aqaa.audio.file import file_duration_s
+from aqaa.data.corpus import SPLITS, seconds
+from aqaa.data.manifest import manifests_of, read_manifest, sound_path
+from aqaa.data.row_sounds import heard, is_corpus, keyed
 from aqaa.errors import UsageError
 from aqaa.storage import sha256_file, tree_hash
 
 QUESTION_BOOKS = ("both", "linguistic")
+_CORPUS = ("answers", *SPLITS)  # manifests of one
 
 
 @dataclass(frozen=True)
 class Clip:
-    """An audio part of a row, under ``key``; ``bare``: it needs the linguistic book alone."""
+    """An audio part of a row, under ``key``; ``bare``: it needs the linguistic book alone.
+
+    ``seconds`` is 0 where its file cannot be opened: whoever hears the clip says why.
+    """
 
     key: str
     part: dict[str, Any]
@@ -33,42 +40,43 @@ class Clip:
 
 @dataclass(frozen=True)
 class Source:
-    """Clips of one place.
-
-    ``hash`` names its content; ``prepared``: clips are whole groups at a level already, as a corpus
-    keeps them, and are heard as they are.
-    """
+    """Clips of one place, whose content ``hash`` names."""
 
     folder: Path
     clips: list[Clip]
     hash: str
-    prepared: bool
 
-    def sound(self, clip_: Clip, peak: float) -> Tensor:
+    def sound(self, clip: Clip, peak: float) -> Tensor:
         """Samples (T,) of a clip at 16 kHz, at the level that tokenizers of ``peak`` know.
 
         Raises:
             UsageError: the file cannot be read, or what is in it is no speech.
         """
-        waveform = clip(clip_.part, self.folder)
-        if not self.prepared:
-            return torch.from_numpy(prepare(waveform, peak=peak).samples)
-        samples = waveform.samples
-        if peak != PEAK:
-            samples = samples * np.float32(peak / max(1e-9, float(np.abs(samples).max())))
-        return torch.from_numpy(samples)
+        return torch.from_numpy(heard(clip.part, self.folder, peak=peak))
+
+    def size_bytes(self, clip: Clip) -> int:
+        """Size of a clip's file, -1 where there is none: another one is another sound."""
+        try:
+            return sound_path(clip.part["path"], self.folder).stat().st_size
+        except (OSError, UsageError):
+            return -1
 
 
 def source(path: str | Path, *, question_books: str = "both", verify: bool = True) -> Source:
-    """The clips of a corpus folder, or every audio part of an aqaa-jsonl manifest.
+    """The clips of a corpus, or every audio part of one aqaa-jsonl manifest or a folder of them.
 
     A corpus's keys are ``<split>/<row id>`` and ``answers/<answer id>``; a manifest's are
     ``<its name>/<row id>``, with ``/<number>`` where a row has several.
 
+    The hash of a folder with a MANIFEST.sha256 covers every byte. That of other manifests covers
+    their names and bytes, but no sound, so that mended sound does not make finished work void;
+    an extraction keeps the size of each clip's file instead and takes up again what has another.
+    It does not see sound replaced by other sound of the same size in bytes.
+
     Args:
         path: folder or file.
         question_books: ``both``, or ``linguistic``: questions in that book alone.
-        verify: hold a corpus against its manifest, which reads every file.
+        verify: hold a folder against its MANIFEST.sha256, which reads every file.
 
     Raises:
         UsageError: there is no such place, or two clips would have one key.
@@ -76,50 +84,45 @@ def source(path: str | Path, *, question_books: str = "both", verify: bool = Tru
     path = Path(path)
     if question_books not in QUESTION_BOOKS:
         raise UsageError(f"question_books={question_books} is neither both nor linguistic")
-    if verify:
+    if not path.exists() or (verify and tree_hash(path if path.is_dir() else path.parent)):
         lineage.parent(path)
-    if path.is_file():
-        clips = _manifest_clips(path, bare=question_books == "linguistic")
-        return Source(path.parent, clips, sha256_file(path), False)
-    corpus = Corpus(path)
     bare = question_books == "linguistic"
-    clips = [_clip(f"answers/{k}", row["audio"], path) for k, row in corpus.answers.items()]
-    for split in SPLITS:
-        for row in corpus.rows(split):
-            clips.append(_clip(f"{split}/{row['id']}", question_part(row), path, bare))
-    return Source(path, _distinct(clips, path), tree_hash(path), True)
+    manifests = _manifests(path)
+    folder = manifests[0].parent
+    clips = [
+        _clip(key, sound.part, folder, bare and sound.human)
+        for manifest in manifests
+        for row in read_manifest(manifest)
+        for key, sound in keyed(manifest.stem, row)
+    ]
+    hash_ = tree_hash(path)
+    if not hash_ and not is_corpus(path):
+        hash_ = _hash(manifests)
+    return Source(folder, _distinct(clips, path), hash_)
 
 
-def _manifest_clips(path: Path, *, bare: bool) -> list[Clip]:
-    clips = []
-    for row in read_manifest(path):
-        if not isinstance(row.get("id"), str):
-            raise UsageError(f"{path} holds a row without an id; `aqaa data validate` names it")
-        parts = [(part, human) for part, human in audio_parts(row) if "path" in part]
-        for number, (part, human) in enumerate(parts):
-            key = f"{path.stem}/{row['id']}" + (f"/{number}" if len(parts) > 1 else "")
-            clips.append(_clip(key, part, path.parent, bare and human))
-    return _distinct(clips, path)
+def _manifests(path: Path) -> list[Path]:
+    """The manifest itself, a corpus's in the order its store has, or a folder's by name."""
+    if path.is_file():
+        return [path]
+    return [path / f"{n}.jsonl" for n in _CORPUS] if is_corpus(path) else manifests_of(path)
 
 
-def audio_parts(row: dict[str, Any]) -> list[tuple[dict[str, Any], bool]]:
-    """Every audio part of a row of any kind, in order, and whether the human says it."""
-    found = [(row[name], False) for name in ("audio", "prompt") if isinstance(row.get(name), dict)]
-    for name in ("messages", "prompt", "chosen", "rejected"):
-        messages = row.get(name)
-        for message in messages if isinstance(messages, list) else []:
-            for part in message["content"]:
-                if part["type"] == "audio":
-                    found.append((part, message["role"] != "assistant"))
-    return found
+def _hash(manifests: Sequence[Path]) -> str:
+    """Names the bytes of manifests and how they are called."""
+    lines = [f"{sha256_file(path)}  {path.name}" for path in manifests]
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _clip(key: str, part: dict[str, Any], folder: Path, bare: bool = False) -> Clip:
+def _clip(key: str, part: dict[str, Any], folder: Path, bare: bool) -> Clip:
+    for name in ("start", "end"):
+        if not isinstance(part.get(name), int | float | None):
+            raise UsageError(f"{key} has {name}={part[name]!r}: it is in seconds, a number")
     length_s = seconds(part)
     if part.get("end") is None:
-        if "path" not in part:
-            raise UsageError(f"the clip {key} names no file")
-        length_s = file_duration_s(sound_path(part["path"], folder)) - (part.get("start") or 0.0)
+        with contextlib.suppress(UsageError):
+            whole_s = file_duration_s(sound_path(part["path"], folder))
+            length_s = max(0.0, whole_s - (part.get("start") or 0.0))
     return Clip(key, part, length_s, bare)
 
 

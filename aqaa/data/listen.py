@@ -7,7 +7,7 @@ from aqaa.audio.file import write_audio
 from aqaa.data.token_store import TokenStore
 from aqaa.errors import UsageError
 from aqaa.storage import atomic_folder
-from aqaa.vocoder.voice import load_voice
+from aqaa.vocoder.voice import load_voice, tune
 
 _BOTH = "tokenize with question_books=both to hear questions too"
 
@@ -20,6 +20,9 @@ def listen(
     out: str,
     keys: Sequence[str] | str | None = None,
     count: int = 8,
+    steps: int | None = None,
+    guidance: float | None = None,
+    solver: str | None = None,
 ) -> Path:
     """Write one WAV a clip; what cannot be heard here cannot be learned from these codes.
 
@@ -30,9 +33,13 @@ def listen(
         out: folder of the WAVs, written as a whole.
         keys: clips of the store, one or several (None: the first ``count`` with both books).
         count: how many.
+        steps: calls of the flow (None, here and below: as its kind is made to be).
+        guidance: of the flow.
+        solver: of the flow.
     """
     store = TokenStore(source)
     vocoder = load_voice(flow, waveform)
+    tune(vocoder, steps=steps, guidance=guidance, solver=solver)
     chosen = _chosen(store, keys, count)
     with atomic_folder(out) as folder:
         for key in chosen:

@@ -36,6 +36,18 @@ def read_manifest(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
+def manifests_of(folder: str | Path) -> list[Path]:
+    """The manifests of a folder, by name; hidden files are none.
+
+    Raises:
+        UsageError: it holds none.
+    """
+    found = sorted(p for p in Path(folder).glob("*.jsonl") if not p.name.startswith("."))
+    if not found:
+        raise UsageError(f"{folder} holds no manifest (*.jsonl)")
+    return found
+
+
 class Manifest(Sequence[dict[str, Any]]):
     """The rows of a manifest, each read from the file when it is asked for.
 

@@ -1,28 +1,32 @@
 """Codes on their way into a store: appended batch by batch, whole after any kill.
 
 A part is one share of an extraction. ``linguistic.bin`` and ``semantic.bin`` grow first and are
-synced; then ``done.jsonl`` gets a line a clip: its key, how many codes of each book, a checksum.
-What no such line claims was never written: a process that goes on cuts it off.
+synced; then ``done.jsonl`` gets a line a clip: its key, how many codes of each book, a checksum,
+the size of its file. What no such line claims was never written: a process that goes on cuts it
+off. A clip that is there twice counts as it was encoded last. ``bad.jsonl`` lists what the last
+process could not hear.
 """
 
 import fcntl
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from aqaa.data.manifest import read_manifest, write_manifest
 from aqaa.errors import UsageError
 from aqaa.signals import CodePair
 from aqaa.storage import read_json, write_json
 
 IDENTITY = "part.json"
 DONE = "done.jsonl"
+BAD = "bad.jsonl"
 LOCK = "lock"
 BOOKS = ("linguistic", "semantic")
 _ID = np.dtype("<i4")
@@ -51,6 +55,7 @@ class Part:
         except OSError:
             self.close()
             raise UsageError(f"another process is at work in {self.folder}") from None
+        (self.folder / BAD).unlink(missing_ok=True)  # whoever holds the part tries them again
         self.discarded = 0
         path = self.folder / IDENTITY
         if path.is_file() and read_json(path) != identity:
@@ -58,7 +63,7 @@ class Part:
             self._cut(0, dict.fromkeys(BOOKS, 0))
         if not path.is_file() or read_json(path) != identity:
             write_json(path, identity)
-        self.done: set[str] = set()
+        self.done: dict[str, int] = {}  # sizes of files by key
         self._recover()
 
     def _recover(self) -> None:
@@ -70,7 +75,7 @@ class Part:
             if any(more[book] * _ID.itemsize > sizes[book] for book in BOOKS):
                 break
             claimed, counts = end, more
-            self.done.add(record["key"])
+            self.done[record["key"]] = record["bytes"]
         self._cut(claimed, counts)
 
     def _cut(self, claimed_bytes: int, counts: dict[str, int]) -> None:
@@ -80,15 +85,25 @@ class Part:
         for file in self._files.values():
             os.lseek(file, 0, os.SEEK_END)
 
-    def append(self, batch: Iterable[tuple[str, CodePair]]) -> None:
-        """Add the codes of some clips; they are on the disk when this returns."""
+    def append(
+        self,
+        batch: Iterable[tuple[str, CodePair]],
+        sizes: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """Add the codes of some clips; they are on the disk when this returns.
+
+        Args:
+            batch: codes by key.
+            sizes: of the clips' files by key, in bytes.
+        """
         written = {book: b"" for book in BOOKS}
         lines = []
         for key, pair in batch:
             codes = {book: np.array(getattr(pair, book), _ID).tobytes() for book in BOOKS}
             record = {"key": key, **{b: len(c) // _ID.itemsize for b, c in codes.items()}}
-            lines.append(json.dumps({**record, "crc": _checksum(*codes.values())}))
-            self.done.add(key)
+            self.done[key] = sizes.get(key, 0)
+            crc = _checksum(*codes.values())
+            lines.append(json.dumps({**record, "crc": crc, "bytes": self.done[key]}))
             for book in BOOKS:
                 written[book] += codes[book]
         for book in BOOKS:
@@ -102,6 +117,10 @@ class Part:
             os.fsync(self._files[name])
         except OSError as error:
             raise UsageError(f"cannot write {self.folder / name}: {error.strerror}") from None
+
+    def tell_bad(self, bad: Iterable[Mapping[str, str]]) -> None:
+        """List what cannot be heard: key, file and reason of each."""
+        write_manifest(self.folder / BAD, map(dict, bad))
 
     def close(self) -> None:
         """Let go of the part."""
@@ -122,7 +141,7 @@ class Part:
 
 
 def read_part(folder: str | Path) -> Iterator[tuple[str, Codes]]:
-    """Key and codes of every clip of a part.
+    """Key and codes of every clip of a part, each once.
 
     Raises:
         UsageError: the codes are not those that were written.
@@ -130,7 +149,8 @@ def read_part(folder: str | Path) -> Iterator[tuple[str, Codes]]:
     folder = Path(folder)
     books = {book: (folder / _bin(book)).read_bytes() for book in BOOKS}
     begin = dict.fromkeys(BOOKS, 0)
-    for record, _ in _lines(folder):
+    last = {record["key"]: end for record, end in _lines(folder)}
+    for record, place in _lines(folder):
         codes = {}
         for book in BOOKS:
             end = begin[book] + record[book] * _ID.itemsize
@@ -140,7 +160,14 @@ def read_part(folder: str | Path) -> Iterator[tuple[str, Codes]]:
                 f"{folder} is damaged at {record['key']}: remove it and tokenize that part again"
             )
         linguistic, semantic = (np.frombuffer(codes[book], _ID) for book in BOOKS)
-        yield record["key"], (linguistic, semantic)
+        if last[record["key"]] == place:
+            yield record["key"], (linguistic, semantic)
+
+
+def read_bad(folder: str | Path) -> list[dict[str, str]]:
+    """Key, file and reason of every clip that a part or a store has no codes of."""
+    path = Path(folder) / BAD
+    return read_manifest(path) if path.is_file() else []
 
 
 def _lines(folder: Path) -> Iterator[tuple[dict[str, Any], int]]:
@@ -150,7 +177,7 @@ def _lines(folder: Path) -> Iterator[tuple[dict[str, Any], int]]:
         end += len(line)
         try:
             record = json.loads(line)
-            whole = line.endswith(b"\n") and set(record) == {"key", "crc", *BOOKS}
+            whole = line.endswith(b"\n") and set(record) == {"key", "crc", "bytes", *BOOKS}
         except (ValueError, TypeError):
             return
         if not whole:

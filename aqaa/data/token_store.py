@@ -2,7 +2,8 @@
 
 Folder: ``tokenizer/{linguistic,semantic}`` (the tokenizers themselves), for each book a pair of
 :mod:`aqaa.data.flat` (``linguistic.bin`` and ``.idx``, ``semantic.bin`` and ``.idx``),
-``keys.json`` with the clips in their order, ``meta.json`` and ``arrow/``.
+``keys.json`` with the clips in their order, ``meta.json`` and ``arrow/``; and where clips could not
+be heard ``bad.jsonl``, a line each: key, file, reason.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import numpy as np
 
 from aqaa.data.corpus import Corpus
 from aqaa.data.flat import Flat, write_flat
-from aqaa.data.parts import Codes
+from aqaa.data.parts import Codes, read_bad
 from aqaa.errors import UsageError
 from aqaa.signals import LINGUISTIC_CODES, SEMANTIC_CODES, CodePair
 from aqaa.storage import read_json, tree_hash, write_json
@@ -64,9 +65,15 @@ class TokenStore:
         """Keys of all clips, in the order they are stored."""
         return list(self._place)
 
+    def bad(self) -> dict[str, str]:
+        """Why clips have no codes here, by key."""
+        return {row["key"]: row["reason"] for row in read_bad(self.folder)}
+
     def __getitem__(self, key: str) -> CodePair:
         """Codes of one clip; a book that was not stored is empty."""
         if key not in self._place:
+            if reason := self.bad().get(key):
+                raise UsageError(f"{self.folder} has no codes of {key}, which says: {reason}")
             raise UsageError(f"{self.folder} holds no codes of {key}: tokenize that corpus again")
         i = self._place[key]
         linguistic, semantic = (book[i].tolist() for book in self._books)
@@ -81,7 +88,8 @@ def write_store(
     Args:
         folder: gets everything but the tokenizers.
         codes: by key, in the order they are stored; both books of each.
-        meta: ``tokenizer_hash``, ``corpus_hash`` and ``question_books``.
+        meta: ``tokenizer_hash``, ``corpus_hash`` and ``question_books``; how many ``clips`` there
+            were and how many of them ``bad``.
     """
     from datasets import Dataset, disable_progress_bars
 

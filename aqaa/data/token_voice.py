@@ -88,6 +88,7 @@ class TokenFlowBatches:
         self._groups = {key: pair.groups for key in here if (pair := self.store[key]).groups}
         if not self._groups:
             raise UsageError(f"{tokens} holds codes of both books for no clip of {corpus}")
+        self._say_left_out()
         self._train, self._checked = split(list(self._groups))
         self._longest, self._corruption, self._seed = longest_groups, corruption, seed
         self.speakers = None if speakers is None else self._vectors(speakers)
@@ -96,6 +97,18 @@ class TokenFlowBatches:
         self._sampler = BucketSampler(
             lengths, batch=min(batch, len(lengths)), seed=seed, jitter=LENGTH_JITTER_GROUPS
         )
+
+    def _say_left_out(self) -> None:
+        """One sentence where clips of the folder are not trained on."""
+        clips, bad = self.clips.spoken, self.store.bad()
+        if missing := [key for key in clips if key not in self._groups]:
+            heard = sum(key in bad for key in missing)
+            print(
+                f"{self.clips.folder}: {len(missing)} of {len(clips)} clips are left out, for "
+                f"{self.store.folder} holds no codes of both books of them ({heard} could not be "
+                f"heard when it was made, the first is {missing[0]})",
+                flush=True,
+            )
 
     def _vectors(self, path: str) -> dict[str, Tensor]:
         """Speaker vectors by name, one for everybody who speaks."""

@@ -1,7 +1,9 @@
-"""The verb: a corpus or a manifest into a token store, however often the work is interrupted.
+"""The verb: a corpus or manifests into a token store, however often the work is interrupted.
 
 Codes are gathered in ``OUT.parts/KKKKK-of-NNNNN``, one part for each share of a job array, and put
-together once every clip is there. Killed at any moment, the same command goes on.
+together once every clip is there. Killed at any moment, the same command goes on. A clip that
+cannot be heard ends nothing: it is listed, and tried again at the next start; only too many are
+refused.
 """
 
 import contextlib
@@ -10,6 +12,7 @@ import re
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +21,11 @@ from typing import Any
 import torch
 
 from aqaa import lineage
-from aqaa.data.extraction import encode
+from aqaa.data.extraction import Bad, encode
 from aqaa.data.keyed_clips import Source, source
-from aqaa.data.parts import IDENTITY, Codes, Part, read_part
+from aqaa.data.manifest import write_manifest
+from aqaa.data.parts import BAD, IDENTITY, Codes, Part, read_bad, read_part
+from aqaa.data.row_sounds import is_corpus
 from aqaa.data.token_store import write_store
 from aqaa.errors import UsageError
 from aqaa.progress import Bar
@@ -30,6 +35,7 @@ from aqaa.tokenizer.dual import DualTokenizer, load_book
 MERGE = "merge"
 _SHARD = re.compile(r"(\d+)/(\d+)")
 _ALL = "0/1"
+_LISTED = 100  # clips that cannot be heard before more than are allowed end the work at once
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,12 @@ class _Job:
     source: Source
     out: Path
     identity: dict[str, Any]
+    bad_share: float
+
+    @property
+    def bad_allowed(self) -> float:
+        """How many clips may be left out."""
+        return self.bad_share * len(self.source.clips)
 
     @property
     def parts(self) -> Path:
@@ -59,12 +71,13 @@ def tokenize(
     shard: str | None = None,
     workers: int = 0,
     batch_s: float = 120.0,
+    bad_share: float = 0.001,
     device: str | None = None,
 ) -> None:
-    """Encode every clip of a corpus folder or an aqaa-jsonl manifest.
+    """Encode every clip of a corpus folder, an aqaa-jsonl manifest or a folder of manifests.
 
     Args:
-        corpus: folder of the corpus, or the manifest.
+        corpus: folder of the corpus, the manifest, or the folder of manifests.
         out: folder of the store, written as a whole.
         linguistic: model folder of that tokenizer.
         semantic: model folder of the other one.
@@ -74,12 +87,16 @@ def tokenize(
             both for the whole.
         workers: processes that read and prepare sound.
         batch_s: seconds of sound encoded together.
+        bad_share: of the clips may be left out because they cannot be heard, each named in
+            ``bad.jsonl``; of a corpus, whose every row is trained on, none may.
         device: of the tokenizers (None: a GPU where there is one).
 
     Raises:
-        UsageError: a source is missing or damaged, a clip cannot be heard, shares are missing or
-            do not belong together.
+        UsageError: a source is missing or damaged, too many clips cannot be heard, shares are
+            missing or do not belong together.
     """
+    if not 0 <= bad_share <= 1:
+        raise UsageError(f"bad_share={bad_share} is no share: 0 (no clip) to 1")
     check_replaceable(out)
     share = None if shard == MERGE else _share(shard or _ALL)
     found = source(corpus, question_books=question_books, verify=shard in (None, MERGE))
@@ -90,7 +107,7 @@ def tokenize(
             "corpus_hash": found.hash,
             "question_books": question_books,
         }
-        job = _Job(found, Path(out), identity)
+        job = _Job(found, Path(out), identity, 0.0 if is_corpus(corpus) else bad_share)
         if share is not None:
             _encode_share(job, dual, *share, workers=workers, batch_s=batch_s, device=device)
         if shard in (None, MERGE):
@@ -139,8 +156,10 @@ def _encode_share(
     device: str | None,
 ) -> None:
     """Encode what is not yet there of every ``shards``-th clip by length."""
-    # By length, so that every share has as much to do as the others.
-    clips = sorted(job.source.clips, key=lambda c: (-c.seconds, c.key))[shard::shards]
+    # As if by lot, so that every share has as much to do as the others; not by length, or a mended
+    # clip would change share.
+    drawn = sorted(job.source.clips, key=lambda c: (zlib.crc32(c.key.encode()), c.key))
+    clips = drawn[shard::shards]
     torch.backends.cudnn.allow_tf32 = False  # or a GPU rounds too coarsely for equal codes
     dual.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     if multiprocessing.current_process().daemon:
@@ -149,20 +168,44 @@ def _encode_share(
     with Part(job.part(shard, shards), identity) as part:
         if part.discarded:
             print(f"tokenize: {part.discarded} clips of an earlier start do not fit, begun anew")
-        rest = [clip for clip in clips if clip.key not in part.done]
+        sizes = {clip.key: job.source.size_bytes(clip) for clip in clips}
+        rest = [clip for clip in clips if part.done.get(clip.key) != sizes[clip.key]]
         begun, begun_s, heard_s, padded, frames = len(part.done), time.monotonic(), 0.0, 0, 0
+        bad: list[Bad] = []
         with Bar("tokenize", len(clips), unit="clips", begun=begun) as bar:
             for batch in encode(job.source, rest, dual, batch_s=batch_s, workers=workers):
-                part.append(batch.codes)
+                part.append(batch.codes, sizes)
+                bad += batch.bad
+                if len(bad) > max(_LISTED, job.bad_allowed):
+                    break
                 heard_s += batch.seconds
                 padded += batch.padded_frames
                 frames += batch.frames
                 rate = heard_s / max(1e-9, time.monotonic() - begun_s)
                 bar.update(len(part.done), f"{rate:.0f} s of sound/s")
+        if bad:
+            part.tell_bad(clip._asdict() for clip in bad)
+            print(f"tokenize: {len(bad)} clips cannot be heard: {part.folder / BAD} says why")
+        if len(bad) > max(_LISTED, job.bad_allowed):
+            _refuse(job, read_bad(part.folder), part.folder / BAD, "at least ")
     took_s = max(1e-9, time.monotonic() - begun_s)
     print(
         f"tokenize: {len(rest)} clips, {heard_s:.0f} s of sound in {took_s:.1f} s "
         f"({heard_s / took_s:.0f} s/s), {padded / max(1, frames):.1%} padding"
+    )
+
+
+def _refuse(job: _Job, bad: list[dict[str, str]], listed: Path, least: str = "") -> None:
+    """Say that more clips cannot be heard than may be left out."""
+    why = (
+        f"above bad_share={job.bad_share:g}"
+        if job.bad_share
+        else "and none may be left out (bad_share=0, as for every corpus)"
+    )
+    raise UsageError(
+        f"{least}{len(bad)} of {len(job.source.clips)} clips cannot be heard, {why}; the first is "
+        f"{bad[0]['key']}: {bad[0]['reason']}. {listed} names each: mend or remove them, and run "
+        f"the same command again, which keeps what is done"
     )
 
 
@@ -171,15 +214,21 @@ def merge(job: _Job, books: dict[str, Path]) -> None:
 
     Raises:
         UsageError: a part is missing, there twice, unfinished, damaged, or of another tokenizer
-            or corpus.
+            or corpus; or too many clips cannot be heard.
     """
     codes: dict[str, Codes] = {}
+    bad: dict[str, dict[str, str]] = {}
     for folder in _parts(job):
+        bad |= {row["key"]: row for row in read_bad(folder)}
         for key, pair in read_part(folder):
             if key in codes:
                 raise UsageError(f"{folder} and another part both hold the clip {key}: remove one")
             codes[key] = pair
-    wanted = [clip.key for clip in job.source.clips]
+    keys = [clip.key for clip in job.source.clips]
+    wanted, left_out = [k for k in keys if k not in bad], [bad[k] for k in keys if k in bad]
+    if len(left_out) > job.bad_allowed or not wanted:
+        write_manifest(job.parts / BAD, left_out)
+        _refuse(job, left_out, job.parts / BAD)
     if lost := [key for key in wanted if key not in codes]:
         raise UsageError(f"the parts lack {len(lost)} clips, the first is {lost[0]}")
     with atomic_folder(job.out) as folder:
@@ -187,8 +236,14 @@ def merge(job: _Job, books: dict[str, Path]) -> None:
             (folder / "tokenizer" / book).mkdir(parents=True)
             for name in ("config.json", "model.safetensors"):  # bytes, so that their hash stays
                 shutil.copyfile(home / name, folder / "tokenizer" / book / name)
-        write_store(folder, {key: codes[key] for key in wanted}, job.identity)
+        counts = {"clips": len(keys), "bad": len(left_out)}
+        write_store(folder, {key: codes[key] for key in wanted}, {**job.identity, **counts})
+        if left_out:
+            write_manifest(folder / BAD, left_out)
     shutil.rmtree(job.parts)
+    if left_out:
+        print(f"tokenize: {len(left_out)} of {len(keys)} clips cannot be heard and are left out; "
+              f"{job.out / BAD} names each and says why")  # fmt: skip
 
 
 def _parts(job: _Job) -> list[Path]:
@@ -218,7 +273,8 @@ def _parts(job: _Job) -> list[Path]:
         listed = ", ".join(map(str, missing[:10])) + (" …" if len(missing) > 10 else "")
         raise UsageError(f"{job.parts} lacks {len(missing)} of {shards} shards: {listed}")
     for shard, folder in sorted(found.items()):
-        done = sum(1 for _ in read_part(folder))
+        bad = {row["key"] for row in read_bad(folder)}
+        done = len(bad) + sum(key not in bad for key, _ in read_part(folder))
         if done != (clips := read_json(folder / IDENTITY)["clips"]):
             raise UsageError(
                 f"{folder} holds {done} of {clips} clips: run shard={shard}/{shards} to its end"

@@ -4,7 +4,7 @@ Letters: T samples.
 """
 
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from torch import Tensor
 
 from aqaa.audio.file import file_duration_s, levelled
 from aqaa.data.corpus import seconds
-from aqaa.data.manifest import HUMAN, clip, read_manifest, sound_path
+from aqaa.data.manifest import clip, read_manifest, sound_path
+from aqaa.data.row_sounds import Sound, sounds
 from aqaa.errors import UsageError
 
 TRAIN, VALIDATION = ("train", "answers"), ("validation",)
+_FIELDS = ("audio", "messages")  # of a row: what was rejected teaches nobody
 
 
 @dataclass(frozen=True)
@@ -47,45 +49,23 @@ def read_utterances(folder: str | Path, splits: Iterable[str]) -> list[Utterance
     for split in splits:
         path = root / f"{split}.jsonl"
         rows = read_manifest(path) if path.is_file() else []
-        for part, known in (pair for row in rows for pair in _parts(row)):
+        for sound in (s for row in rows for s in sounds(row) if s.own and s.field in _FIELDS):
+            part, text = sound.part, _learnt(sound)
             place = (part["path"], part.get("start"), part.get("end"))
-            if place not in found or known.get("text") and found[place].text is None:
+            if place not in found or (text and found[place].text is None):
                 lasts_s = seconds(part) or _rest_s(part, root)
-                found[place] = Utterance(part, lasts_s, **known)
+                phones = tuple(part.get("phones") or ()) or None
+                emotion = _emotion(sound.style)
+                found[place] = Utterance(part, lasts_s, text, phones, sound.speaker, emotion)
     return list(found.values())
+
+
+def _learnt(sound: Sound) -> str | None:
+    return sound.text if sound.text and readable(sound.text) else None
 
 
 def _rest_s(part: dict[str, Any], root: Path) -> float:
     return file_duration_s(sound_path(part["path"], root)) - (part.get("start") or 0.0)
-
-
-def _parts(row: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Every audio part of a row that names a file, and what the row says of it.
-
-    What a part has by ``ref`` is a row of its own elsewhere.
-    """
-    owners = [{**row, "content": [row["audio"]]}] if isinstance(row.get("audio"), dict) else []
-    owners += row.get("messages") or []
-    voice = (row.get("meta") or {}).get("voice")
-    for owner in owners:
-        parts = owner.get("content") or []
-        heard = [p for p in parts if isinstance(p, dict) and "path" in p and "ref" not in p]
-        for part in heard:
-            text = part.get("text") or (_written(owner) if len(heard) == 1 else None)
-            yield part, {
-                "text": text if isinstance(text, str) and readable(text) else None,
-                "phones": tuple(part.get("phones") or ()) or None,
-                "speaker": owner.get("speaker") or (voice if owner.get("role") in HUMAN else None),
-                "emotion": _emotion(owner.get("style")),
-            }
-
-
-def _written(owner: dict[str, Any]) -> str | None:
-    """What stands beside a sound as its words: the row's text, or that of an answer."""
-    if owner.get("role") in HUMAN:
-        return None
-    parts = [p for p in owner["content"] if isinstance(p, dict) and p.get("type") == "text"]
-    return owner.get("text") or " ".join(str(part.get("text", "")) for part in parts)
 
 
 def _emotion(style: Any) -> str | None:

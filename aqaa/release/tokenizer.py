@@ -14,13 +14,16 @@ from torch import Tensor
 
 from aqaa.audio.fbank import FRAME_WIDTH, linguistic_frontend
 from aqaa.errors import UsageError
+from aqaa.release.cosyvoice_yaml import VocoderNumbers
 from aqaa.release.onnx_weights import read_semantic_onnx
 from aqaa.release.strict import State, count, fill, read_state, shape_of
+from aqaa.signals import SEMANTIC_RATE_HZ
 from aqaa.storage import load_tensors, read_json
 from aqaa.tokenizer.dual import Book, DualTokenizer, load_book
 from aqaa.tokenizer.released import LinguisticTokenizer, SemanticTokenizer
 from aqaa.tokenizer.sanm import SanmEncoder
 from aqaa.tokenizer.whisper import SemanticEncoder
+from aqaa.vocoder.token_flow import TOKEN_RATE_HZ
 
 __all__ = [
     "linguistic_encoder_from_state",
@@ -32,11 +35,12 @@ __all__ = [
 # The rest of a Paraformer, which writes text: read by nobody here.
 PARAFORMER_PREFIXES = ("decoder.", "predictor.")
 CENTRES = "linguistic_tokenizer.npy"
-SEMANTIC_FILES = (
-    "speech_tokenizer_v1.onnx",
-    "speech_tokenizer_v1.safetensors",
-    "speech_tokenizer_v1.pt",
+SEMANTIC_FILES = tuple(
+    f"speech_tokenizer_v1{rate}{kind}"
+    for kind in (".onnx", ".safetensors", ".pt")
+    for rate in ("", "_25hz")
 )
+_RATE_TOLERANCE_HZ = 0.5
 PARAFORMER_HEADS = 4
 SEMANTIC_HEAD_WIDTH = 64
 _FOREIGN_MODELS = re.compile(r"step[-_]?audio[-_]?(2|r1)", re.IGNORECASE)
@@ -91,7 +95,8 @@ def load_tokenizer(folder: str | Path, *, ignore: Iterable[str] = ()) -> DualTok
     Args:
         folder: holds a Paraformer's folder (``model.pt`` and ``am.mvn``, at any depth),
             ``linguistic_tokenizer.npy`` and ``speech_tokenizer_v1.onnx`` (or the same weights
-            as ``.safetensors`` or ``.pt``).
+            as ``.safetensors`` or ``.pt``, which do not tell 25 Hz from 50: of such a folder they
+            are taken to be the former, unless its name or a cosyvoice.yaml says otherwise).
         ignore: prefixes of further tensors in ``model.pt`` to leave aside.
 
     Raises:
@@ -146,12 +151,39 @@ def _semantic(folder: Path) -> SemanticTokenizer:
     found = [folder / name for name in SEMANTIC_FILES if (folder / name).is_file()]
     if not found:
         raise UsageError(f"{folder} lacks a semantic tokenizer: {SEMANTIC_FILES[0]} or its like")
+    if found[0].suffix != ".onnx":
+        _refuse_50_hz(found[0])
     readers = {".onnx": read_semantic_onnx, ".safetensors": load_tensors, ".pt": read_state}
     state = readers[found[0].suffix](found[0])
     heads = max(1, shape_of(state, "encoder.conv1.weight", _SEMANTIC)[0] // SEMANTIC_HEAD_WIDTH)
     tokenizer = SemanticTokenizer(network=_semantic_sizes(state, heads))
     tokenizer.network = semantic_encoder_from_state(state, heads=heads)
     return tokenizer.eval()
+
+
+def _refuse_50_hz(path: Path) -> None:
+    """Let bare tensors of CosyVoice's 50 Hz tokenizer not pass for the 25 Hz one.
+
+    The two differ in the step of their first layer, which an .onnx tells and no tensor does. A
+    folder tells by Step-Audio's own centres of the other book, by the rate in its cosyvoice.yaml
+    (that of the semantic codes, or of both books interleaved), or by its or the file's name.
+    """
+    folder, yaml = path.parent, path.with_name("cosyvoice.yaml")
+    names = f"{folder.resolve().name}/{path.name}".lower()
+    rate_hz = VocoderNumbers.read(yaml).token_rate_hz if yaml.is_file() else None
+    known = [float(SEMANTIC_RATE_HZ), float(TOKEN_RATE_HZ)]
+    fits = rate_hz is not None and any(abs(rate_hz - r) < _RATE_TOLERANCE_HZ for r in known)
+    if "50hz" in names or (rate_hz is not None and not fits):
+        said = "its name" if rate_hz is None or fits else f"the {rate_hz:g} Hz of {yaml}"
+        raise UsageError(
+            f"{path} is, by {said}, CosyVoice's 50 Hz tokenizer or another one: the semantic book "
+            f"of this family has {float(SEMANTIC_RATE_HZ):g} Hz"
+        )
+    if not fits and "25hz" not in names and not (folder / CENTRES).is_file():
+        raise UsageError(
+            f"{path} may be CosyVoice's 50 Hz tokenizer, which has the same tensors: give the "
+            ".onnx, which tells, or name the file speech_tokenizer_v1_25hz if that is what it is"
+        )
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -156,6 +156,10 @@ def load_vocoder(
 ) -> TokenVocoder:
     """Load a released vocoder folder: cosyvoice.yaml, flow.pt, hift.pt; nothing of it is run.
 
+    A campplus.onnx beside them, the network that hears who speaks, is neither read nor needed: the
+    voice speaks as no one in particular, or as whoever's vector (192 numbers) it is given. Nor is
+    the folder's copy of the semantic tokenizer.
+
     Args:
         folder: such as ``CosyVoice-300M-25Hz`` of Step-Audio-TTS-3B.
         token_rate_hz: instead of what cosyvoice.yaml says.

@@ -13,7 +13,7 @@ from aqaa.grammar import Slot
 from aqaa.runtime.replay import check_parents, origins_of, settings_of, source_of
 from aqaa.stages.language import SLOT_WEIGHTS, weights_by_slot
 from aqaa.storage import atomic_folder, check_replaceable
-from aqaa.vocoder.voice import load_voice
+from aqaa.vocoder.voice import load_voice, tune
 
 TRAININGS = ("pretrain", "sft", "dpo")
 
@@ -27,6 +27,9 @@ def listen(
     keys: Sequence[str] | str | None = None,
     count: int = 8,
     batch: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    solver: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Path:
     """Make what is to be learnt heard and seen before a machine spends hours on it.
@@ -40,14 +43,21 @@ def listen(
         keys: clips of the store (None: the first ``count`` with both books).
         count: clips, or documents.
         batch: of a training: begin with this one.
+        steps: calls of the flow (None, here and below: as its kind is made to be).
+        guidance: of the flow.
+        solver: of the flow.
         overrides: settings of the stage.
 
     Returns:
         The page of a training, the folder of clips.
     """
     settings = _settings(source, overrides)
+    solved: dict[str, Any] = {"steps": steps, "guidance": guidance, "solver": solver}
     if settings is None:
-        return _store(source, flow, waveform, out, keys, count, overrides)
+        _check_store(source, flow, waveform, overrides)
+        assert flow is not None and waveform is not None
+        voice_of = {"flow": flow, "waveform": waveform}
+        return speak_store(source=source, **voice_of, out=out, keys=keys, count=count, **solved)
     if count < 1 or batch < 0:
         raise UsageError(f"count={count} documents from batch={batch}: begin at 0, show 1 or more")
     if keys is not None:
@@ -55,6 +65,8 @@ def listen(
     check_replaceable(out)
     data = source_of(Path(source), settings)
     voice = load_voice(flow, waveform) if flow and waveform else None
+    if voice is not None:
+        tune(voice, **solved)
     ids = Ids.load(settings["stage"]["model"])
     shown = _documents(data, settings, ids, batch, count)
     with atomic_folder(out) as folder:
@@ -62,22 +74,14 @@ def listen(
     return Path(out) / PAGE
 
 
-def _store(
-    source: str,
-    flow: str | None,
-    waveform: str | None,
-    out: str,
-    keys: Sequence[str] | str | None,
-    count: int,
-    overrides: Sequence[str],
-) -> Path:
+def _check_store(
+    source: str, flow: str | None, waveform: str | None, overrides: Sequence[str]
+) -> None:
+    """Refuse what a token store knows nothing of."""
     if overrides:
         raise UsageError(f"{overrides[0]} is no setting of listening to the token store {source}")
     if not flow or not waveform:
         raise UsageError("a token store is heard through a vocoder: give flow= and waveform=")
-    return speak_store(
-        source=source, flow=flow, waveform=waveform, out=out, keys=keys, count=count
-    )
 
 
 def _settings(source: str, overrides: Sequence[str]) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from aqaa.release.start import start_from as begin_at
 from aqaa.stages.average import RunningAverage
 from aqaa.stages.optimizer import OptimizerSettings
 from aqaa.storage import Gather, in_place
+from aqaa.vocoder.solver import check
 from aqaa.vocoder.token_flow import TokenFlow
 
 
@@ -28,6 +30,7 @@ class TokenFlowTraining(pl.LightningModule):
         average_decay: of the running average of the weights.
         prompt_in_loss: count the frames that a prompt gives away too, as CosyVoice does.
         start_from: folder of a flow to go on from, ours or a released vocoder's (None: at chance).
+        steps, guidance, solver: how validation solves the flow, to say how far its mel is off.
     """
 
     def __init__(
@@ -38,8 +41,13 @@ class TokenFlowTraining(pl.LightningModule):
         average_decay: float = 0.999,
         prompt_in_loss: bool = False,
         start_from: str | None = None,
+        steps: int = 10,
+        guidance: float = 0.7,
+        solver: str = "euler",
     ) -> None:
         super().__init__()
+        check(solver=solver, steps=steps, guidance=guidance)
+        self._way: dict[str, Any] = {"steps": steps, "guidance": guidance, "solver": solver}
         self._network = network
         self._optimizer = optimizer
         self._decay = average_decay
@@ -76,9 +84,25 @@ class TokenFlowTraining(pl.LightningModule):
         self.average.follow(self.flow, self.global_step)
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        """Loss of the running average under fixed chance."""
+        """Loss of the running average under fixed chance, and how far the mels it makes are off."""
         loss = self._loss(self.average.module, batch)
         self.log("validation/loss", loss, batch_size=len(batch.tokens))
+        if batch_idx == 0:  # many calls: a few clips tell enough
+            self.log("validation/mel", self._off(batch), batch_size=len(batch.tokens))
+
+    def _off(self, batch: TokenBatch) -> Tensor:
+        """Mean absolute difference of log-mels, sampled and real, each clip by itself."""
+        flow, off = self.average.module, []
+        for row, (count, frames) in enumerate(
+            zip(batch.token_counts, batch.frame_counts, strict=True)
+        ):
+            here = slice(row, row + 1)
+            speaker = None if batch.speaker is None else batch.speaker[here]
+            noise = batch.draw.noise[here, :, :frames]
+            tokens = batch.tokens[here, :count]
+            mel = flow.sample(tokens, speaker=speaker, noise=noise, **self._way)
+            off.append((mel - batch.mel[here, :, :frames]).abs().mean())
+        return torch.stack(off).mean()
 
     def _loss(self, flow: TokenFlow, batch: TokenBatch) -> Tensor:
         loss: Tensor = flow(

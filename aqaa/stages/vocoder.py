@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -16,11 +17,13 @@ from aqaa.data.voice import FlowBatch, WaveformBatch
 from aqaa.layers import spread
 from aqaa.losses.flow_matching import cosine_time, flow_matching, path
 from aqaa.losses.spectral import multi_resolution
+from aqaa.signals import GROUP_FRAMES, LINGUISTIC_PER_GROUP, SEMANTIC_PER_GROUP
 from aqaa.stages.average import RunningAverage
 from aqaa.stages.optimizer import OptimizerSettings
 from aqaa.storage import Gather, atomic_folder, in_place
 from aqaa.tokenizer.dual import load_book
 from aqaa.vocoder.flow import FlowVocoder, pack
+from aqaa.vocoder.solver import check
 from aqaa.vocoder.waveform import WaveformHead
 
 
@@ -33,6 +36,7 @@ class Flow(pl.LightningModule):
         average_decay: of the running average of the weights.
         prior_weight: of the regression head's loss.
         start_from_codebooks: start the embeddings from the tokenizers' code vectors.
+        steps, guidance, solver: how validation solves the flow, to say how far its mel is off.
     """
 
     def __init__(
@@ -43,8 +47,13 @@ class Flow(pl.LightningModule):
         average_decay: float = 0.99,
         prior_weight: float = 1.0,
         start_from_codebooks: bool = True,
+        steps: int = 8,
+        guidance: float = 0.0,
+        solver: str = "euler",
     ) -> None:
         super().__init__()
+        check(solver=solver, steps=steps, guidance=guidance)
+        self._way: dict[str, Any] = {"steps": steps, "guidance": guidance, "solver": solver}
         self._network = network
         self._optimizer = optimizer
         self._decay = average_decay
@@ -84,9 +93,24 @@ class Flow(pl.LightningModule):
         self.average.follow(self.flow, self.global_step)
 
     def validation_step(self, batch: FlowBatch, batch_idx: int) -> None:
-        """Loss of the running average under fixed noise."""
+        """Loss of the running average under fixed noise, and how far the mels it makes are off."""
         _, terms = self._loss(self.average.module, batch)
+        if batch_idx == 0:  # many calls: a few clips tell enough
+            terms["mel"] = self._off(batch)
         self.log_dict({f"validation/{k}": v for k, v in terms.items()}, batch_size=len(batch.mel))
+
+    def _off(self, batch: FlowBatch) -> Tensor:
+        """Mean absolute difference of log-mels, sampled and real, each clip by itself."""
+        off = []
+        for row, frames in enumerate(batch.mask.sum(1).int().tolist()):
+            here, groups = slice(row, row + 1), frames // GROUP_FRAMES
+            mel = self.average.module.sample(
+                batch.linguistic[here, : LINGUISTIC_PER_GROUP * groups],
+                batch.semantic[here, : SEMANTIC_PER_GROUP * groups],
+                **self._way,
+            )
+            off.append((mel - batch.mel[here, :, :frames]).abs().mean())
+        return torch.stack(off).mean()
 
     def _loss(self, flow: FlowVocoder, batch: FlowBatch) -> tuple[Tensor, dict[str, Tensor]]:
         target, mask = pack(batch.mel), batch.mask[:, ::2]

@@ -68,7 +68,7 @@ class FlowVocoder(nn.Module):
         Args:
             linguistic: codes (B, 2G).
             semantic: codes (B, 3G).
-            steps: calls of the network (twice as many with guidance).
+            steps: calls of the network (of twice the batch with guidance).
             guidance: classifier-free guidance rate; the unguided field has an empty condition.
             noise: (B, 160, P) start; None starts from zero, the mode of the noise, which a flow
                 trained for minutes renders best.
@@ -78,17 +78,20 @@ class FlowVocoder(nn.Module):
             Log-mel (B, 80, 12 G).
         """
         pairs = linguistic.shape[1] * 3
-        mask = torch.ones(len(linguistic), pairs)
+        mask = torch.ones(len(linguistic), pairs, device=linguistic.device)
         condition = self.conditioning(linguistic, semantic, mask)
-        x = torch.zeros(len(linguistic), 2 * MEL_BINS, pairs) if noise is None else noise
+        x = mask.new_zeros(len(linguistic), 2 * MEL_BINS, pairs) if noise is None else noise
+
+        if guidance:  # a guided call is one with twice the batch
+            condition = torch.cat([condition, torch.zeros_like(condition)])
+            mask = torch.cat([mask, mask])
 
         def velocity(point: Tensor, time: Tensor) -> Tensor:
-            time = time.expand(len(point))
-            v = self.velocity(point, condition, time, mask)
             if not guidance:
-                return v
-            free = self.velocity(point, torch.zeros_like(condition), time, mask)
-            return (1 + guidance) * v - guidance * free
+                return self.velocity(point, condition, time.expand(len(point)), mask)
+            both = torch.cat([point, point])
+            guided, free = self.velocity(both, condition, time.expand(len(both)), mask).chunk(2)
+            return (1 + guidance) * guided - guidance * free
 
         return unpack(follow(velocity, x, named(solver, steps)))
 

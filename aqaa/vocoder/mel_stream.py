@@ -50,7 +50,8 @@ class MelStream:
         pace: of the windows.
         told: what else :meth:`TokenFlow.sample` is told: steps, guidance, solver, speaker,
             prompt_tokens, prompt_mel.
-        generator: of the noise, frame after frame.
+        generator: of the noise, frame after frame, on the CPU.
+        device: of the flow and of what it is told.
     """
 
     def __init__(
@@ -60,10 +61,11 @@ class MelStream:
         pace: Pace,
         told: dict[str, Any],
         generator: torch.Generator,
+        device: torch.device | str = "cpu",
     ) -> None:
         self._flow, self._pace = flow, pace
         self._told = told
-        self._generator = generator
+        self._generator, self._device = generator, device
         prompt = told.get("prompt_mel")
         self._prompt_noise = self._draw(0 if prompt is None else prompt.shape[-1])
         self._noise, self._noise_from = self._draw(0), 0
@@ -90,7 +92,8 @@ class MelStream:
         start = max(0, self._done - pace.context_groups)
         self._ids = self._ids[(start - self._groups_from) * GROUP_TOKENS :]
         self._groups_from = start
-        tokens = torch.tensor([self._ids[: (end - start) * GROUP_TOKENS]])
+        heard = self._ids[: (end - start) * GROUP_TOKENS]
+        tokens = torch.tensor([heard], device=self._device)
         place = round(start * self._rate)
         count = self._flow.frames(tokens.shape[1])
         noise = torch.cat([self._prompt_noise, self._noise_at(place, count)], 2)
@@ -114,7 +117,7 @@ class MelStream:
     def _draw(self, frames: int) -> Tensor:
         """Noise of the next frames, (1, M, F)."""
         drawn = torch.randn(frames, self._flow.mel_bins, generator=self._generator)
-        return drawn.T[None]
+        return drawn.T[None].to(self._device)
 
     def _noise_at(self, place: int, count: int) -> Tensor:
         """Noise of ``count`` frames from frame ``place`` on; what is before is forgotten."""
@@ -130,6 +133,6 @@ def _faded(tail: Tensor | None, piece: Tensor) -> Tensor:
     if tail is None:
         return piece
     count = min(tail.shape[2], piece.shape[2])
-    share = torch.arange(1, count + 1) / (count + 1)
+    share = torch.arange(1, count + 1, device=piece.device) / (count + 1)
     begun = tail[:, :, :count] * (1 - share) + piece[:, :, :count] * share
     return torch.cat([begun, piece[:, :, count:]], 2)

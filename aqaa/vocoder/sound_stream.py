@@ -80,7 +80,7 @@ class _Source:
             pitch = self._head.f0(mel[:, :, start - begin : stop - begin])
             pitch = pitch[:, self._end - start : end - start]
             more = self._head.m_source(pitch, self._generator, self._state)
-            self._samples = torch.cat([self._samples, more], 2)
+            self._samples = torch.cat([self._samples.to(more), more], 2)
             self._end = end
         return self._end
 

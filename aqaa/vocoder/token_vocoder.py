@@ -30,7 +30,7 @@ _SOURCE_SEED = 1 << 32  # between the seeds of a clip's two streams of chance: n
 
 
 class TokenVocoder:
-    """The voice of one model, as large as the released ones.
+    """The voice of one model, as large as the released ones, on the device of its networks.
 
     Args:
         flow: tokens to mel.
@@ -59,6 +59,17 @@ class TokenVocoder:
         self.steps = steps
         self.guidance = guidance
         self.solver = solver
+
+    @property
+    def device(self) -> torch.device:
+        """Where it works: chance is drawn on the CPU, so that a seed means the same everywhere."""
+        return self.flow.encoder_proj.bias.device
+
+    def to(self, device: torch.device | str) -> "TokenVocoder":
+        """Move both networks; itself."""
+        self.flow.to(device)
+        self.head.to(device)
+        return self
 
     @classmethod
     def load(cls, folder: str | Path) -> "TokenVocoder":
@@ -104,17 +115,20 @@ class TokenVocoder:
         frames = self.flow.frames(len(ids)) + (0 if prompt_mel is None else prompt_mel.shape[-1])
         # Frame after frame, as a stream draws it too.
         noise = torch.randn(frames, self.flow.mel_bins, generator=_chance(seed)).T[None]
-        mel = self.flow.sample(
-            torch.tensor([ids]),
-            prompt_tokens=_ids(prompt),
-            prompt_mel=prompt_mel,
-            speaker=speaker,
-            noise=noise,
-            steps=self.steps,
-            guidance=self.guidance,
-            solver=self.solver,
-        )
+        told = self._told(prompt, prompt_mel, speaker)
+        tokens = torch.tensor([ids], device=self.device)
+        mel = self.flow.sample(tokens, noise=noise.to(self.device), **told)
         return _sound(self._samples(mel, _chance(seed + _SOURCE_SEED)))
+
+    def _told(
+        self, prompt: CodePair | None, prompt_mel: Tensor | None, speaker: Tensor | None
+    ) -> dict[str, Any]:
+        """What the flow is told of a clip beside its ids and its noise."""
+        tokens = None if prompt is None else torch.tensor([interleaved(prompt)])
+        conditions = {"prompt_tokens": tokens, "prompt_mel": prompt_mel, "speaker": speaker}
+        here = {k: None if v is None else v.to(self.device) for k, v in conditions.items()}
+        way = {"steps": self.steps, "guidance": self.guidance, "solver": self.solver}
+        return {**here, **way}
 
     def _samples(self, mel: Tensor, generator: torch.Generator) -> Tensor:
         """Samples (T,) of a whole mel (1, M, F)."""
@@ -143,16 +157,11 @@ class TokenVocoder:
             seed: the same.
             pace: of the windows (None: 360 ms a chunk, heard with 1.8 s before and 360 ms after).
         """
-        told = {
-            "prompt_tokens": _ids(prompt),
-            "prompt_mel": prompt_mel,
-            "speaker": speaker,
-            "steps": self.steps,
-            "guidance": self.guidance,
-            "solver": self.solver,
-        }
+        told = self._told(prompt, prompt_mel, speaker)
         generator = _chance(seed)
-        mels = MelStream(self.flow, pace=pace or Pace(), told=told, generator=generator)
+        mels = MelStream(
+            self.flow, pace=pace or Pace(), told=told, generator=generator, device=self.device
+        )
         return VoiceStream(mels, SoundStream(self.head, generator=_chance(seed + _SOURCE_SEED)))
 
 
@@ -190,9 +199,5 @@ def _chance(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _ids(prompt: CodePair | None) -> Tensor | None:
-    return None if prompt is None else torch.tensor([interleaved(prompt)])
-
-
 def _sound(samples: Tensor) -> Waveform:
-    return Waveform(samples.clamp(-CLAMP, CLAMP).numpy(), VOCODER_RATE_HZ)
+    return Waveform(samples.clamp(-CLAMP, CLAMP).cpu().numpy(), VOCODER_RATE_HZ)

@@ -19,15 +19,23 @@ class Vocoder:
         flow: codes to mel.
         head: mel to waveform.
         steps: calls of the flow's network.
+        guidance: of the flow.
         solver: of the flow, one of :data:`aqaa.vocoder.solver.SOLVERS`.
     """
 
     def __init__(
-        self, flow: FlowVocoder, head: WaveformHead, *, steps: int = 8, solver: str = "euler"
+        self,
+        flow: FlowVocoder,
+        head: WaveformHead,
+        *,
+        steps: int = 8,
+        guidance: float = 0.0,
+        solver: str = "euler",
     ) -> None:
         self.flow = flow.eval()
         self.head = head.eval()
         self.steps = steps
+        self.guidance = guidance
         self.solver = solver
 
     @classmethod
@@ -49,6 +57,8 @@ class Vocoder:
             raise UsageError("there is nothing to say: the codes hold no whole group of 120 ms")
         linguistic = torch.tensor([codes.linguistic[: 2 * n]])
         semantic = torch.tensor([codes.semantic[: 3 * n]])
-        mel = self.flow.sample(linguistic, semantic, steps=self.steps, solver=self.solver)
+        mel = self.flow.sample(
+            linguistic, semantic, steps=self.steps, guidance=self.guidance, solver=self.solver
+        )
         samples = self.head(mel)[0]
         return Waveform(samples.clamp(-CLAMP, CLAMP).numpy(), QUESTION_RATE_HZ)

@@ -64,6 +64,20 @@ def test_chosen_clips_are_spoken_from_the_command_line(
     assert found == [f"{key.replace('/', '-')}.wav"]
 
 
+def test_the_flow_is_solved_as_asked(chain: Chain, tmp_path: Path) -> None:
+    store = TokenStore(chain / "tokens")
+    vocoder = Vocoder(
+        FlowVocoder.load(voice(chain)["flow"]), WaveformHead.load(voice(chain)["waveform"]),
+        steps=4, guidance=0.5, solver="midpoint",
+    )  # fmt: skip
+    key, ways = store.keys()[0], {"steps": 4, "guidance": 0.5, "solver": "midpoint"}
+    out = listen(source=str(store.folder), **voice(chain), out=str(tmp_path), count=1, **ways)  # type: ignore[arg-type]
+    heard = read_audio(out / f"{key.replace('/', '-')}.wav").samples
+    assert np.abs(heard - vocoder.speak(store[key]).samples).max() < 2 / 2**15
+    vocoder.guidance = 0.0
+    assert np.abs(heard - vocoder.speak(store[key]).samples).max() > 1e-3
+
+
 def test_answers_are_chosen_where_questions_carry_one_book(
     lean: Path, chain: Chain, tmp_path: Path
 ) -> None:

@@ -11,14 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
+from aqaa import storage
 from aqaa.audio.file import write_audio
+from aqaa.data.clips import Clips
 from aqaa.data.extraction import PADDED_SHARE, buckets, encode
-from aqaa.data.keyed_clips import audio_parts, source
-from aqaa.data.manifest import write_manifest
+from aqaa.data.keyed_clips import source
+from aqaa.data.manifest import read_manifest, write_manifest
 from aqaa.data.parts import Part, read_part
 from aqaa.data.token_store import TokenStore
+from aqaa.data.token_voice import TokenFlowBatches
 from aqaa.data.tokenize import tokenize
 from aqaa.errors import UsageError
 from aqaa.signals import CodePair
@@ -193,9 +197,9 @@ def test_a_part_of_other_work_is_begun_anew_and_one_in_use_refused(tmp_path: Pat
         other.start(), other.join(20)
         assert other.exitcode == 7
     with Part(tmp_path / "p", {"tokenizer_hash": "a"}) as part:
-        assert (part.done, part.discarded) == ({"k", "l"}, 0)
+        assert (set(part.done), part.discarded) == ({"k", "l"}, 0)
     with Part(tmp_path / "p", {"tokenizer_hash": "b"}) as part:
-        assert (part.done, part.discarded) == (set(), 2)
+        assert (part.done, part.discarded) == ({}, 2)
     assert list(read_part(tmp_path / "p")) == []
 
 
@@ -255,23 +259,223 @@ def test_a_share_that_is_none_is_refused(
         run(manifest, books, tmp_path / "out", shard=shard)
 
 
-def test_a_clip_that_cannot_be_heard_is_named_and_the_rest_kept(
-    manifest: Path, books: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "speech"
+BAD = {"mute": "the sound is silent", "cut": "is cut short", "words": "not a readable sound file",
+       "gone": "does not exist", "away": "does not lie below"}  # fmt: skip
+
+
+@pytest.fixture
+def spoilt(manifest: Path, tmp_path: Path) -> Path:
+    """The manifest with a clip of every kind that cannot be heard, each at a place of its own."""
+    folder = tmp_path / "spoilt"
     shutil.copytree(manifest.parent, folder)
-    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
-    rows.insert(3, {"id": "mute", "kind": "audio", "audio": {"path": "mute.wav"}})
     write_audio(folder / "mute.wav", np.zeros(8000, np.float32), 16_000)
+    (folder / "cut.wav").write_bytes((folder / "all.wav").read_bytes()[:9000])
+    (folder / "words.wav").write_text("no sound")
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for place, name in enumerate(BAD):
+        path = "../away.wav" if name == "away" else f"{name}.wav"
+        rows.insert(8 * place, {"id": name, "kind": "audio", "audio": {"path": path}})
     write_manifest(folder / "speech.jsonl", rows)
+    return folder / "speech.jsonl"
+
+
+def done(out: Path) -> list[str]:
+    """Keys in the part of a whole extraction, in the order they were encoded."""
+    path = out.with_name(f"{out.name}.parts") / "00000-of-00001/done.jsonl"
+    return [json.loads(line)["key"] for line in path.read_text().splitlines()]
+
+
+def test_bad_clips_are_listed_and_few_of_them_left_out(
+    spoilt: Path, whole: Path, books: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
     for workers in (0, 1):
-        with pytest.raises(UsageError, match="speech/mute: the sound is silent") as caught:
-            run(folder / "speech.jsonl", books, tmp_path / "out", workers=workers, batch_s=1.0)
-        assert "Traceback" not in str(caught.value)
-    assert (tmp_path / "out.parts/00000-of-00001/done.jsonl").stat().st_size
-    write_manifest(folder / "speech.jsonl", [*rows[:3], rows[3], rows[3]])
-    with pytest.raises(UsageError, match="has two clips speech/mute: ids must differ"):
-        run(folder / "speech.jsonl", books, tmp_path / "out")
+        sentence = "5 of 53 clips cannot be heard, above bad_share=0.001; .* speech/mute: .*silent"
+        with pytest.raises(UsageError, match=sentence) as caught:
+            run(spoilt, books, out, workers=workers, batch_s=2.0)
+        assert "Traceback" not in str(caught.value) and not out.exists()
+        assert sorted(done(out)) == sorted(TokenStore(whole).keys())
+    told = read_manifest(tmp_path / "out.parts/bad.jsonl")
+    assert [(row["key"], row["file"]) for row in told] == [
+        (f"speech/{name}", "../away.wav" if name == "away" else f"{name}.wav") for name in BAD
+    ]
+    assert all(BAD[row["key"].split("/")[1]] in row["reason"] for row in told)
+    run(spoilt, books, out, bad_share=0.1)
+    store, clean = TokenStore(out), TokenStore(whole)
+    assert store.keys() == clean.keys()
+    assert all(store[key] == clean[key] for key in clean.keys())
+    assert (store.meta["clips"], store.meta["bad"]) == (53, 5) and clean.meta["bad"] == 0
+    assert read_manifest(out / "bad.jsonl") == told and not (whole / "bad.jsonl").exists()
+    assert "5 of 53 clips cannot be heard and are left out" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="no codes of speech/mute, which says: the sound is sil"):
+        store["speech/mute"]
+    storage.verify_manifest(out)
+
+
+def test_shares_keep_count_of_bad_clips(spoilt: Path, books: Path, tmp_path: Path) -> None:
+    run(spoilt, books, tmp_path / "one", bad_share=0.1)
+    for shard in ("1/3", "0/3", "2/3", "0/3"):
+        run(spoilt, books, tmp_path / "shares", shard=shard)
+    with pytest.raises(UsageError, match="5 of 53 clips cannot be heard"):
+        run(spoilt, books, tmp_path / "shares", shard="merge")
+    lists = sorted((tmp_path / "shares.parts").glob("*/bad.jsonl"))
+    assert sum(len(read_manifest(path)) for path in lists) == 5 and len(lists) > 1
+    lists[0].unlink()
+    with pytest.raises(UsageError, match="of 1[78] clips: run shard=./3 to its end"):
+        run(spoilt, books, tmp_path / "shares", shard="merge", bad_share=0.1)
+    run(spoilt, books, tmp_path / "shares", shard=f"{int(lists[0].parent.name[:5])}/3")
+    run(spoilt, books, tmp_path / "shares", shard="merge", bad_share=0.1)
+    assert same_store(tmp_path / "one", tmp_path / "shares")
+    ours, theirs = ((tmp_path / n / "bad.jsonl").read_bytes() for n in ("one", "shares"))
+    assert ours == theirs
+
+
+def test_mended_and_replaced_clips_alone_are_encoded_again(
+    folder: Path, books: Path, tmp_path: Path
+) -> None:
+    out, sound = tmp_path / "out", folder / "sound"
+    kept = (sound / "c.wav").read_bytes()
+    (sound / "c.wav").unlink()
+    with pytest.raises(UsageError, match="1 of 5 clips cannot be heard"):
+        run(folder, books, out)
+    before = done(out)
+    (sound / "c.wav").write_bytes(kept)
+    samples, rate_hz = soundfile.read(sound / "b.wav")
+    soundfile.write(sound / "b.wav", samples[: len(samples) // 2], rate_hz)
+    run(folder, books, out, shard="0/1")
+    assert done(out)[: len(before)] == before
+    assert sorted(done(out)[len(before) :]) == ["train/two/0", "train/two/1", "validation/a"]
+    run(folder, books, out, shard="merge")
+    run(folder, books, tmp_path / "fresh")
+    assert same_store(out, tmp_path / "fresh") and TokenStore(out).meta["bad"] == 0
+    again = tmp_path / "again"
+    run(folder, books, again, shard="0/1")
+    (sound / "a.flac").unlink()  # codes of a clip that is gone since do not count
+    run(folder, books, again, bad_share=0.5)
+    assert TokenStore(again).keys() == ["train/two/0", "train/two/1", "validation/a"]
+
+
+def test_too_many_bad_clips_end_the_work_at_once(books: Path, tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = []
+    for i in range(102):
+        rows.append({"id": f"m{i}", "kind": "audio", "audio": {"path": "m.wav", "start": 0.0,
+                                                               "end": 1.0 - i / 200}})  # fmt: skip
+    soundfile.write(tmp_path / "m.wav", np.zeros(16_000), 16_000)
+    noise = 0.1 * np.random.default_rng(0).standard_normal(4800)
+    soundfile.write(tmp_path / "good.wav", noise, 16_000)
+    write_manifest(tmp_path / "m.jsonl", [*rows, {"id": "g", "audio": {"path": "good.wav"}}])
+    with pytest.raises(UsageError, match="at least 101 of 103 clips cannot be heard"):
+        run(tmp_path / "m.jsonl", books, tmp_path / "out", batch_s=0.1)
+    assert done(tmp_path / "out") == []  # the shortest comes last and was not reached
+    for share in (-0.1, 1.5):
+        with pytest.raises(UsageError, match=f"bad_share={share} is no share"):
+            run(tmp_path / "m.jsonl", books, tmp_path / "out", bad_share=share)
+    write_manifest(tmp_path / "m.jsonl", rows[:3])
+    with pytest.raises(UsageError, match="3 of 3 clips cannot be heard"):
+        run(tmp_path / "m.jsonl", books, tmp_path / "out", bad_share=1.0)
+
+
+def test_of_a_corpus_no_clip_is_left_out(folder: Path, books: Path, tmp_path: Path) -> None:
+    row = read_manifest(folder / "validation.jsonl")[0]
+    (folder / "domain.json").write_text("{}")
+    for name in ("answers", "train", "validation", "test"):
+        write_manifest(folder / f"{name}.jsonl", [row])
+    with pytest.raises(UsageError, match="4 of 4 .* every corpus.* answers/a: 16000 samples"):
+        run(folder, books, tmp_path / "out", bad_share=0.9)
+
+
+def test_a_training_says_which_clips_it_does_without(
+    folder: Path, books: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "sound/c.wav").unlink()
+    run(folder, books, tmp_path / "out", bad_share=0.5)
+    capsys.readouterr()
+    TokenFlowBatches(corpus=str(folder), tokens=str(tmp_path / "out"))
+    said = capsys.readouterr().out
+    assert "1 of 5 clips are left out" in said and "(1 could not be heard" in said
+    assert "the first is train/two/1)" in said and said.count("\n") == 1
+
+
+def test_two_clips_of_one_name_are_refused(manifest: Path, books: Path, tmp_path: Path) -> None:
+    row = {"id": "a", "audio": {"path": "all.wav", "start": 0.0, "end": 0.5}}
+    shutil.copy(manifest.parent / "all.wav", tmp_path / "all.wav")
+    write_manifest(tmp_path / "speech.jsonl", [row, row])
+    with pytest.raises(UsageError, match="has two clips speech/a: ids must differ"):
+        run(tmp_path / "speech.jsonl", books, tmp_path / "out")
+    write_manifest(tmp_path / "speech.jsonl", [{**row, "audio": {"path": "all.wav", "end": "1"}}])
+    with pytest.raises(UsageError, match="speech/a has end='1': it is in seconds, a number"):
+        run(tmp_path / "speech.jsonl", books, tmp_path / "out")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two manifests of odd sound files below them: another rate, two channels, several a row."""
+    here = tmp_path / "speech"
+    (here / "sound").mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    files = {"a.flac": (44_100, 1), "b.wav": (8000, 2), "c.wav": (16_000, 1)}
+    for name, (rate_hz, channels) in files.items():
+        noise = 0.05 * rng.standard_normal((rate_hz, channels))
+        noise[: rate_hz // 5] = 0.0  # silence that has to go
+        soundfile.write(here / "sound" / name, noise, rate_hz)
+    parts = [{"type": "audio", "path": f"sound/{name}"} for name in files]
+    row = {"kind": "asr", "text": "x"}
+    write_manifest(here / "train.jsonl", [
+        {"id": "a", "audio": parts[0], "speaker": "s", **row},
+        {"id": "two", "messages": [{"role": "user", "content": [parts[1], parts[2]]}]},
+        {"id": "half", "audio": {**parts[0], "start": 0.4, "end": 0.9}, **row},
+    ])  # fmt: skip
+    write_manifest(here / "validation.jsonl", [{"id": "a", "audio": parts[1], **row}])
+    (here / ".half.jsonl").write_text("cut while it was wri")
+    return here
+
+
+def test_a_folder_of_manifests_is_taken_whole(folder: Path, books: Path, tmp_path: Path) -> None:
+    run(folder, books, tmp_path / "whole")
+    store = TokenStore(tmp_path / "whole")
+    wanted = [*(f"train/{k}" for k in ("a", "two/0", "two/1", "half")), "validation/a"]
+    assert store.keys() == wanted == list(Clips(folder).spoken)
+    run(folder / "train.jsonl", books, tmp_path / "one")
+    one = TokenStore(tmp_path / "one")
+    assert all(one[key] == store[key] and store[key].groups for key in wanted[:4])
+    assert store["validation/a"] == store["train/two/0"] != store["train/two/1"]
+    for shard in ("1/2", "0/2", "merge"):
+        run(folder, books, tmp_path / "shares", shard=shard)
+    assert same_store(tmp_path / "shares", tmp_path / "whole")
+    batch = TokenFlowBatches(corpus=str(folder), tokens=str(store.folder), batch=2).batch(0)
+    assert len(batch.mel) == 2 and batch.mel.isfinite().all()
+
+
+def test_the_hash_of_manifests_covers_their_names_and_rows(folder: Path) -> None:
+    seen = [source(folder).hash]
+
+    def changed() -> bool:
+        seen.append(source(folder).hash)
+        return seen[-1] not in seen[:-1]
+
+    assert not changed()
+    rows = (folder / "train.jsonl").read_text()
+    (folder / "train.jsonl").write_text(rows.replace('"text": "x"', '"text": "y"', 1))
+    assert changed()
+    (folder / "validation.jsonl").rename(folder / "test.jsonl")
+    assert changed()
+    samples, rate_hz = soundfile.read(folder / "sound/c.wav")
+    soundfile.write(folder / "sound/c.wav", samples[:-160], rate_hz)
+    assert not changed()  # mended sound does not make finished work void
+    storage.write_manifest(folder)  # once sealed, every byte counts, and damage is refused
+    sealed = source(folder).hash
+    assert sealed == storage.tree_hash(folder)
+    soundfile.write(folder / "sound/c.wav", samples[320:], rate_hz)
+    with pytest.raises(UsageError, match="c.wav is damaged"):
+        source(folder)
+
+
+def test_a_folder_without_manifests_is_refused(books: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"empty holds no manifest \(\*\.jsonl\)"):
+        run(tmp_path / "empty", books, tmp_path / "out")
+    with pytest.raises(UsageError, match="nowhere does not exist"):
+        run(tmp_path / "nowhere", books, tmp_path / "out")
 
 
 def test_padding_stays_below_its_share() -> None:
@@ -295,15 +499,3 @@ def test_pieces_of_a_long_clip_are_not_padded_to_each_other(
     batches = list(encode(found, found.clips, released_dual(), batch_s=20.0, workers=0))
     assert sum(b.padded_frames for b in batches) <= PADDED_SHARE * sum(b.frames for b in batches)
     assert sum(b.seconds for b in batches) == pytest.approx(sum(c.seconds for c in found.clips))
-
-
-def test_audio_parts_of_a_row_come_with_who_speaks() -> None:
-    part = [{"type": "audio", "path": f"{i}.wav"} for i in range(5)]
-    pair = {
-        "prompt": [{"role": "user", "content": [part[0]]}],
-        "chosen": [{"role": "assistant", "content": [{"type": "text", "text": "x"}, part[1]]}],
-        "rejected": [{"role": "assistant", "content": [part[2]]}],
-    }
-    assert audio_parts(pair) == [(part[0], True), (part[1], False), (part[2], False)]
-    flat = {"audio": part[3], "prompt": part[4], "text": "x"}
-    assert audio_parts(flat) == [(part[3], False), (part[4], False)]

@@ -114,6 +114,44 @@ def test_semantic_weights_may_be_a_torch_or_safetensors_file(tmp_path: Path) -> 
     assert load_tokenizer(folder).encode(SOUND) == expected
 
 
+YAML = "flow: !new:cosyvoice.flow.flow.MaskedDiffWithXvec\n  input_frame_rate: {}\n"
+
+
+@pytest.mark.parametrize("kind", ["pt", "safetensors"])
+def test_bare_tensors_that_may_be_of_the_50_hz_book_are_refused(kind: str, tmp_path: Path) -> None:
+    def put(name: str, rate_hz: float | None = None) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir()
+        if kind == "pt":
+            torch.save(semantic_state(), path)
+        else:
+            save_tensors(path, semantic_state())
+        if rate_hz is not None:
+            path.with_name("cosyvoice.yaml").write_text(YAML.format(rate_hz))
+        return path.parent
+
+    with pytest.raises(UsageError, match=f"v1.{kind} may be CosyVoice's 50 Hz .* give the .onnx"):
+        load_one(put(f"a/speech_tokenizer_v1.{kind}"), "semantic")
+    with pytest.raises(UsageError, match="by the 50 Hz of .*cosyvoice.yaml, CosyVoice's 50 Hz"):
+        load_one(put(f"b/speech_tokenizer_v1.{kind}", 50), "semantic")
+    with pytest.raises(UsageError, match="is, by its name, CosyVoice's 50 Hz"):
+        load_one(put(f"c50Hz/speech_tokenizer_v1.{kind}"), "semantic")
+    for number, (name, rate_hz) in enumerate(
+        [("v1_25hz", None), ("v1", 25), ("v1", 41.67)], start=1
+    ):
+        folder = put(f"ok{number}/speech_tokenizer_{name}.{kind}", rate_hz)
+        assert load_one(folder, "semantic").codebook.vectors.equal(
+            semantic_state()["quantizer._codebook.embed"]
+        )
+    whole = write_release(tmp_path / "whole")
+    (whole / "speech_tokenizer_v1.onnx").rename(whole / "speech_tokenizer_v1.gone")
+    (tmp_path / f"a/speech_tokenizer_v1.{kind}").rename(whole / f"speech_tokenizer_v1.{kind}")
+    assert load_tokenizer(whole).semantic.book == "semantic"
+    (whole / "cosyvoice.yaml").write_text(YAML.format(50))
+    with pytest.raises(UsageError, match="by the 50 Hz of"):
+        load_tokenizer(whole)
+
+
 def test_training_starts_from_a_released_folder_or_from_one_of_ours(tmp_path: Path) -> None:
     released, ours = write_release(tmp_path / "release"), tmp_path / "ours"
     both = load_tokenizer(released)

@@ -254,6 +254,14 @@ def test_a_yaml_of_something_else_is_one_sentence(
         load_vocoder(folder)
 
 
+def test_what_hears_speakers_may_lie_beside_and_is_not_read(folder: Path) -> None:
+    before = load_vocoder(folder).flow.state_dict()
+    for name in ("campplus.onnx", "speech_tokenizer_v1.onnx"):
+        (folder / name).write_bytes(b"no network at all")
+    after = load_vocoder(folder).flow.state_dict()
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
+
+
 def test_a_rate_may_be_told(folder: Path) -> None:
     (folder / "cosyvoice.yaml").write_text(YAML.replace("41.67", "50"))
     assert load_vocoder(folder, token_rate_hz=125 / 3).flow.token_rate_hz == 125 / 3

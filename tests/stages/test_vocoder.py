@@ -100,3 +100,14 @@ def test_a_longer_training_lowers_the_loss(
     rows = metrics(train(verb, compose(verb, words)))
     checked = [float(r["validation/loss"]) for r in rows if r["validation/loss"]]
     assert len(checked) == 2 and checked[1] < checked[0]
+    if part == "waveform":
+        return
+    told = [float(r["validation/mel"]) for r in rows if r["validation/mel"]][-1]
+    made, off = FlowVocoder.load(tmp_path / "vocoder_flow/model"), []
+    folders = {"corpus": str(chain / "corpus"), "tokens": str(chain / "tokens")}
+    batch = FlowBatches(**folders).validation()[0]
+    for row, frames in enumerate(batch.mask.sum(1).int().tolist()):
+        codes = batch.linguistic[row, : frames // 6], batch.semantic[row, : frames // 4]
+        mel = made.sample(codes[0][None], codes[1][None], steps=8)
+        off.append(float((mel[0] - batch.mel[row, :, :frames]).abs().mean()))
+    assert told == pytest.approx(sum(off) / len(off), rel=1e-4)

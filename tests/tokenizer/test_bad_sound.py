@@ -1,19 +1,26 @@
 """From a file to codes: every odd sound is one clear sentence or has a stated treatment."""
 
+import re
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import soxr
 import torch
 
-from aqaa.audio.file import prepare, read_audio
+from aqaa.answer import DEMO
+from aqaa.audio.file import file_duration_s, prepare, read_audio, trim
+from aqaa.data.manifest import read_manifest, write_manifest
+from aqaa.data.token_store import TokenStore
+from aqaa.data.tokenize import tokenize
 from aqaa.errors import UsageError
-from aqaa.signals import CodePair
+from aqaa.signals import CodePair, Waveform
 from aqaa.tokenizer import released
 from aqaa.tokenizer.dual import DualTokenizer
-from tests.golden.make import dual, released_dual, speech_tokenizer
+from tests.golden.make import released_dual, speech_tokenizer
 
 RATE_HZ, SECONDS = 16_000, 1.44
 Writer = Callable[[Path], None]
@@ -58,23 +65,34 @@ REFUSED: list[tuple[str, Writer, str]] = [
     ("a folder", lambda path: path.mkdir(), "is a folder"),
 ]
 
+Shares = dict[str, tuple[float, float]]  # by tokenizers: of linguistic and semantic codes
+ALL: Shares = {"trained": (1.0, 1.0), "released": (1.0, 1.0)}
+NEARLY: Shares = {"trained": (0.95, 0.9), "released": (0.95, 0.95)}
+
 # Each is heard as the plain clip is; the share of codes that must agree (a half or a quarter of a
-# sound is the same sound once it is levelled, to the last bit).
-TREATED: list[tuple[str, Writer, float]] = [
-    ("24-bit", write(speech(), subtype="PCM_24"), 1.0),
-    ("float", write(speech(), subtype="FLOAT"), 1.0),
-    ("stereo: averaged", write(np.stack([speech(), speech()], 1)), 1.0),
-    ("one side silent: halved, then levelled", write(np.stack([speech(), 0 * speech()], 1)), 1.0),
-    ("quiet: levelled", write(0.25 * speech(), subtype="FLOAT"), 1.0),
-    ("8 kHz: resampled", write(speech(8000), 8000), 0.0),
-    ("192 kHz: resampled", write(speech(192_000), 192_000), 0.0),
-    ("clipped: taken as it is", write(np.clip(8 * speech(), -1, 1)), 0.0),
-]
+# sound is the same sound once it is levelled, to the last bit). What was measured: 192 kHz 1.00 and
+# 0.97 trained, 1.00 released; 8 kHz, where fricatives are gone and edges ring, 0.83 and 0.72, 1.00.
+TREATED: list[tuple[str, Writer, Shares]] = [
+    ("24-bit", write(speech(), subtype="PCM_24"), ALL),
+    ("float", write(speech(), subtype="FLOAT"), ALL),
+    ("stereo: averaged", write(np.stack([speech(), speech()], 1)), ALL),
+    ("one side silent: halved, then levelled", write(np.stack([speech(), 0 * speech()], 1)), ALL),
+    ("quiet: levelled", write(0.25 * speech(), subtype="FLOAT"), ALL),
+    ("8 kHz: resampled", write(soxr.resample(speech(), RATE_HZ, 8000), 8000),
+     {"trained": (0.7, 0.6), "released": (0.95, 0.95)}),
+    ("192 kHz: resampled", write(soxr.resample(speech(), RATE_HZ, 192_000), 192_000), NEARLY),
+]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["small", "released"])
-def tokenizer(request: pytest.FixtureRequest) -> DualTokenizer:
-    return dual() if request.param == "small" else released_dual()
+@pytest.fixture(scope="module", params=["trained", "released"])
+def tokenizers(request: pytest.FixtureRequest) -> str:
+    """Small ones with their training, or the released kind with random numbers."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizers: str) -> DualTokenizer:
+    return released_dual() if tokenizers == "released" else DualTokenizer.load(DEMO / "tokenizer")
 
 
 def heard(path: Path, tokenizer: DualTokenizer) -> CodePair:
@@ -92,23 +110,141 @@ def test_refused_in_one_sentence(
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("writer", "share"), [t[1:] for t in TREATED], ids=[t[0] for t in TREATED])
+def agreement(one: CodePair, other: CodePair) -> tuple[float, float]:
+    """Share of codes that are equal, of the linguistic and of the semantic book."""
+    assert one.groups == other.groups
+    books = zip((one.linguistic, one.semantic), (other.linguistic, other.semantic), strict=True)
+    linguistic, semantic = (float(np.mean([a == b for a, b in zip(*pair)])) for pair in books)  # noqa: B905
+    return linguistic, semantic
+
+
+@pytest.mark.parametrize(("writer", "shares"), [t[1:] for t in TREATED], ids=[t[0] for t in TREATED])  # fmt: skip  # noqa: E501
 def test_treated_as_said(
-    writer: Writer, share: float, tokenizer: DualTokenizer, tmp_path: Path
+    writer: Writer, shares: Shares, tokenizers: str, tokenizer: DualTokenizer, tmp_path: Path
 ) -> None:
     write(speech())(tmp_path / "plain.wav")
+    write(speech()[::-1])(tmp_path / "backwards.wav")
     writer(tmp_path / "sound.wav")
-    plain, found = (heard(tmp_path / f"{n}.wav", tokenizer) for n in ("plain", "sound"))
-    assert found.groups == plain.groups == 12
-    for book in ("linguistic", "semantic"):
-        pairs = list(zip(getattr(plain, book), getattr(found, book), strict=False))
-        assert sum(a == b for a, b in pairs) >= share * len(pairs), book
+    plain, found, other = (
+        heard(tmp_path / f"{n}.wav", tokenizer) for n in ("plain", "sound", "backwards")
+    )
+    assert found.groups == 12
+    agreed, floors = agreement(plain, found), shares[tokenizers]
+    assert agreed[0] >= floors[0] and agreed[1] >= floors[1]
+    apart = agreement(plain, other)
+    assert apart[0] < floors[0] and apart[1] < floors[1], "another sound would not pass"
+
+
+def test_clipped_sound_is_taken_as_it_is(
+    tokenizers: str, tokenizer: DualTokenizer, tmp_path: Path
+) -> None:
+    clipped = np.clip(8 * speech(), -1, 1)
+    write(clipped, subtype="FLOAT")(tmp_path / "clipped.wav")
+    write(speech())(tmp_path / "plain.wav")
+    samples = trim(clipped, RATE_HZ) * np.float32(tokenizer.peak)
+    samples = np.pad(samples, (0, -len(samples) % 1920))
+    found = heard(tmp_path / "clipped.wav", tokenizer)
+    assert found == tokenizer.encode(torch.from_numpy(samples)) and found.groups == 12
+    assert found != heard(tmp_path / "plain.wav", tokenizer)
+    if tokenizers == "trained":  # peaks cut by half leave most words (measured: 0.88)
+        asked = read_audio(DEMO / "question.wav").samples
+        write(asked)(tmp_path / "asked.wav")
+        write(np.clip(asked * 2 / np.abs(asked).max(), -1, 1))(tmp_path / "cut.wav")
+        pair = [heard(tmp_path / f"{name}.wav", tokenizer) for name in ("asked", "cut")]
+        assert agreement(*pair)[0] >= 0.75
+
+
+@pytest.fixture(scope="module")
+def two_hours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two hours of 8 bits at 8 kHz, of which the file system keeps the last two seconds."""
+    path = tmp_path_factory.mktemp("long") / "sound.wav"
+    rate_hz, seconds = 8000, 7200
+    soundfile.write(path, np.zeros(8, np.float32), rate_hz, subtype="PCM_U8", format="WAV")
+    header = bytearray(path.read_bytes()[:44])
+    header[4:8] = (36 + rate_hz * seconds).to_bytes(4, "little")
+    header[40:44] = (rate_hz * seconds).to_bytes(4, "little")
+    spoken = np.round(np.tile(speech(rate_hz, 1.0), 2) * 127 + 128).astype(np.uint8).tobytes()
+    with open(path, "wb") as file:
+        file.write(header)
+        file.truncate(44 + rate_hz * seconds - len(spoken))
+        file.seek(0, 2)
+        file.write(spoken)
+    assert file_duration_s(path) == seconds
+    return path
+
+
+def test_hours_are_refused_before_they_are_read_and_a_stretch_of_them_is_heard(
+    two_hours: Path, tokenizer: DualTokenizer, tmp_path: Path
+) -> None:
+    def most_bytes(call: Callable[[], object]) -> int:
+        tracemalloc.start()
+        try:
+            call()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    def refused() -> None:
+        with pytest.raises(UsageError, match="would be 7200 s of sound at once, at most 1800 s"):
+            heard(two_hours, tokenizer)
+
+    def stretch() -> None:
+        kept.append(read_audio(two_hours, start_s=7198.0, end_s=7200.0))
+
+    kept: list[Waveform] = []
+    assert most_bytes(refused) < 1_000_000
+    assert most_bytes(stretch) < 2_000_000
+    alone = np.round(np.tile(speech(8000, 1.0), 2) * 127) / 128
+    write(alone.astype(np.float32), 8000, subtype="FLOAT")(tmp_path / "alone.wav")
+    pair = [prepare(one, peak=tokenizer.peak).samples for one in (kept[0], read_audio(tmp_path / "alone.wav"))]  # fmt: skip  # noqa: E501
+    assert np.array_equal(*pair)
+
+
+def test_half_an_hour_is_still_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(speech(seconds=2.0))(tmp_path / "sound.wav")
+    monkeypatch.setattr("aqaa.audio.file.LONGEST_S", 2.0)
+    assert len(read_audio(tmp_path / "sound.wav").samples) == 32_000
+    write(speech(seconds=2.01))(tmp_path / "sound.wav")
+    with pytest.raises(UsageError, match="at most 2 s are read"):
+        read_audio(tmp_path / "sound.wav")
 
 
 def test_long_sound_goes_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(released, "PIECE_SAMPLES", 2 * RATE_HZ)
     write(speech(seconds=4.2))(tmp_path / "long.wav")
     assert heard(tmp_path / "long.wav", released_dual()).groups == 35
+
+
+def test_extraction_refuses_and_treats_the_same(
+    two_hours: Path, tokenizer: DualTokenizer, tmp_path: Path
+) -> None:
+    """Every row of both tables in one manifest: a list of the one, codes of the other."""
+    books, sound, rows = tmp_path / "books", tmp_path / "sound", []
+    tokenizer.save(books)
+    sound.mkdir()
+    cases = [*((n, w) for n, w, _ in REFUSED), *((n, w) for n, w, _ in TREATED)]
+    for number, (_, writer) in enumerate(cases):
+        writer(sound / f"{number}.wav")
+        rows.append({"id": f"c{number}", "audio": {"path": f"{number}.wav"}})
+    (sound / "hours.wav").hardlink_to(two_hours)
+    rows.append({"id": "hours", "audio": {"path": "hours.wav"}})
+    rows.append({"id": "end", "audio": {"path": "hours.wav", "start": 7198.0, "end": 7200.0}})
+    write_manifest(sound / "m.jsonl", rows)
+    tokenize(corpus=str(sound), tokenizers=str(books), out=str(tmp_path / "out"), bad_share=0.9,
+             device="cpu")  # fmt: skip
+    told = [(row["key"], row["reason"]) for row in read_manifest(tmp_path / "out/bad.jsonl")]
+    sentences = [*(sentence for _, _, sentence in REFUSED), "would be 7200 s of sound at once"]
+    keys = [*(f"m/c{i}" for i in range(len(REFUSED))), "m/hours"]
+    assert [key for key, _ in told] == keys
+    for (key, reason), sentence in zip(told, sentences, strict=True):
+        assert re.search(sentence, reason) and "\n" not in reason, key
+    store = TokenStore(tmp_path / "out")
+    assert store.keys() == [*(f"m/c{i}" for i in range(len(REFUSED), len(cases))), "m/end"]
+    for key in store.keys()[:-1]:
+        assert store[key] == heard(sound / f"{key.removeprefix('m/c')}.wav", tokenizer), key
+    end = read_audio(two_hours, start_s=7198.0, end_s=7200.0)
+    samples = torch.from_numpy(prepare(end, peak=tokenizer.peak).samples)
+    assert store["m/end"] == tokenizer.encode(samples)
 
 
 @pytest.mark.parametrize(

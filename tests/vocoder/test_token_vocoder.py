@@ -101,3 +101,27 @@ def test_either_head_speaks_and_comes_back(tmp_path: Path) -> None:
     assert len(said) == 5120 and np.array_equal(loaded.speak(CODES).samples, said)
     with pytest.raises(UsageError, match="this head makes 160 samples of a frame"):
         TokenVocoder(flow, WaveformHead(channels=8, inner=16, blocks=1))
+
+
+def test_it_works_where_its_networks_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that mixes with no other, as a GPU does not; checks that look at values stand
+    aside, and so does the one operation that this device lacks."""
+    vocoder, seen = voice(), []
+    assert vocoder.device == torch.device("cpu")
+
+    def istft(spectrum: torch.Tensor, size: int, hop: int, *, window: torch.Tensor) -> object:
+        return window.new_zeros(len(spectrum), hop * (spectrum.shape[-1] - 1))
+
+    monkeypatch.setattr(torch, "istft", istft)
+    monkeypatch.setattr("aqaa.vocoder.token_flow._check", lambda *value: None)
+    monkeypatch.setattr(TokenFlow, "_check_tokens", lambda *tokens: None)
+    monkeypatch.setattr("aqaa.vocoder.hift.Hift._check", lambda *value: None)
+    monkeypatch.setattr("aqaa.vocoder.token_vocoder._sound", seen.append)
+    vocoder.to("meta").speak(
+        CODES, prompt=CODES, prompt_mel=torch.randn(1, 10, 9), speaker=torch.randn(1, 5)
+    )
+    stream = vocoder.stream(pace=Pace(1, 1, 1), speaker=torch.randn(1, 5))
+    stream.push(CodePair(list(range(18)), list(range(27))))
+    stream.finish()
+    assert vocoder.device.type == "meta" and len(seen) == 3
+    assert all(samples.device.type == "meta" and len(samples) for samples in seen)

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from aqaa.data.formats.sounds import Placed, Sounds, beside, checked
-from aqaa.data.keyed_clips import audio_parts
 from aqaa.data.manifest import parse_row, sound_path, write_manifest
+from aqaa.data.row_sounds import sounds as sounds_of
 from aqaa.errors import UsageError
 
 
@@ -21,7 +21,7 @@ def read(path: Path, sounds: Sounds) -> Iterator[Placed]:
             if problem:
                 raise UsageError(f"{place} is {problem}")
             checked(Placed(place, row))
-            for part, _ in audio_parts(row):
+            for part in (sound.part for sound in sounds_of(row)):
                 if "path" in part:
                     found = sound_path(part["path"], path.parent)
                     part["path"] = beside(str(found.absolute()), path.parent, place)
@@ -34,7 +34,7 @@ def write(rows: Iterable[Placed], name: str, sounds: Sounds) -> None:
     def brought() -> Iterator[dict]:
         for placed in rows:
             row = copy.deepcopy(placed.row)
-            for part, _ in audio_parts(row):
+            for part in (sound.part for sound in sounds_of(row)):
                 if "path" in part:
                     part["path"] = sounds.bring(part["path"])
             yield row

@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from aqaa.data.formats.sounds import Names, Placed, Sounds, checked
-from aqaa.data.keyed_clips import audio_parts
 from aqaa.data.manifest import parse_row
+from aqaa.data.row_sounds import sounds as sounds_of
 from aqaa.errors import UsageError
 
 SHARD_BYTES = 1_000_000_000
@@ -72,7 +72,7 @@ def _row(place: str, sample: Sample, names: Names, sounds: Sounds) -> Placed:
     if "id" in record and ({"audio", "messages", "chosen"} & set(record) or not heard):
         row = checked(Placed(place, record)).row
         kept: dict[str, str] = {}
-        for part, _ in audio_parts(row):
+        for part in (sound.part for sound in sounds_of(row)):
             if (member := part.get("path")) is None:
                 continue
             if member not in heard:
@@ -116,7 +116,7 @@ def write(rows: Iterable[Placed], name: str, sounds: Sounds) -> None:
 
 def _members(row: dict[str, Any], key: str, sounds: Sounds) -> Sample:
     row, found = copy.deepcopy(row), Sample()
-    for number, (part, _) in enumerate(audio_parts(row)):
+    for number, part in enumerate(sound.part for sound in sounds_of(row)):
         if (path := part.get("path")) is None:
             continue
         if part.get("start") or part.get("end") is not None:

@@ -54,10 +54,12 @@ def listen(
     settings = _settings(source, overrides)
     solved: dict[str, Any] = {"steps": steps, "guidance": guidance, "solver": solver}
     if settings is None:
-        _check_store(source, flow, waveform, overrides)
-        assert flow is not None and waveform is not None
-        voice_of = {"flow": flow, "waveform": waveform}
-        return speak_store(source=source, **voice_of, out=out, keys=keys, count=count, **solved)
+        if overrides:
+            raise UsageError(f"{overrides[0]} is no setting of listening to a token store")
+        if not flow or not waveform:
+            raise UsageError("a token store is heard through a vocoder: give flow= and waveform=")
+        own = {"flow": flow, "waveform": waveform, **solved}
+        return speak_store(source=source, out=out, keys=keys, count=count, **own)
     if count < 1 or batch < 0:
         raise UsageError(f"count={count} documents from batch={batch}: begin at 0, show 1 or more")
     if keys is not None:
@@ -72,16 +74,6 @@ def listen(
     with atomic_folder(out) as folder:
         print(write_targets(folder, f"{source} from batch {batch}", shown, ids, voice), end="")
     return Path(out) / PAGE
-
-
-def _check_store(
-    source: str, flow: str | None, waveform: str | None, overrides: Sequence[str]
-) -> None:
-    """Refuse what a token store knows nothing of."""
-    if overrides:
-        raise UsageError(f"{overrides[0]} is no setting of listening to the token store {source}")
-    if not flow or not waveform:
-        raise UsageError("a token store is heard through a vocoder: give flow= and waveform=")
 
 
 def _settings(source: str, overrides: Sequence[str]) -> dict[str, Any] | None:

@@ -91,6 +91,14 @@ def test_a_stage_that_has_not_run_is_heard_as_its_corpus_says(
         assert f"<h3>batch 0, {about}</h3>" in page or "batch 1" in page
 
 
+def test_the_flow_is_solved_as_asked(chain: Chain, tmp_path: Path) -> None:
+    sounds = []
+    for name, more in (("as it is", ()), ("once", ("steps=1",))):
+        assert main([*of_a_stage(chain, "sft", tmp_path / name, *more), "count=1"]) == 0
+        sounds.append(next((tmp_path / name / "audio").glob("*-assistant-*.wav")).read_bytes())
+    assert sounds[0] != sounds[1]
+
+
 def test_pairs_show_both_sides_and_the_mask_of_the_paper(chain: Chain, tmp_path: Path) -> None:
     out = tmp_path / "heard"
     assert main(of_a_stage(chain, "dpo", out)) == 0

@@ -16,7 +16,7 @@ from aqaa.signals import CodePair, Turn
 from aqaa.storage import read_json
 from tests.conftest import Chain
 
-STEPS = {"pretrain": 2, "sft_1": 2, "sft_2": 2, "dpo": 2}
+STEPS = {"pretrain": 1, "sft_1": 1, "sft_2": 1, "dpo": 1}
 SMALL = ["trainer.limit_val_batches=0", "run.threads=1", "run.save_every_s=1000"]
 
 
@@ -69,7 +69,7 @@ def test_a_model_is_asked_as_its_task_asks() -> None:
 
 
 def run(chain: Chain, out: Path, **more: Any) -> Path:
-    settings: dict[str, Any] = {"seeds": [0], "rows": 2, "steps": STEPS, "prompts": 3}
+    settings: dict[str, Any] = {"seeds": [0], "rows": 1, "steps": STEPS, "prompts": 3}
     settings |= {"extra": SMALL, "only": ["audio_only", "one_book"], "workers": 1}
     return ablations(out=str(out), base=str(chain.folder), **{**settings, **more})
 
@@ -81,7 +81,7 @@ def test_a_few_are_trained_judged_and_kept(
     report = run(chain, tmp_path / "a")
     results = read_json(tmp_path / "a" / "results.json")
     assert results["models"].keys() == {"audio_only", "one_book"}
-    asked = [row["id"] for row in read_manifest(chain / "corpus" / "test.jsonl")[:2]]
+    asked = [row["id"] for row in read_manifest(chain / "corpus" / "test.jsonl")[:1]]
     for model in results["models"]:
         rows = read_manifest(tmp_path / "a" / "seed_0" / f"answers_{model}" / "answers.jsonl")
         assert [row["id"] for row in rows] == asked

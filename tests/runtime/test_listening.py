@@ -166,7 +166,7 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("case", SPOILT)
-@pytest.mark.parametrize("name", ["sft", "sft packed", "dpo"])
+@pytest.mark.parametrize("name", ["sft packed", "dpo"])
 def test_what_is_wrong_with_the_data_is_seen_at_its_place(
     case: str, name: str, chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

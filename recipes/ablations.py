@@ -8,7 +8,8 @@ On a laptop, one seed of two layouts:
     python recipes/ablations.py seeds=[0] only=[ratio_10_15,ratio_3_5]
 The same with the paper's presets is a list of jobs for a cluster (see recipes/ablations.md).
 
-Time: about 11 minutes of one CPU core a layout and seed, 5 more for what follows SFT 1.
+Time: by the walkthrough's times about 10 minutes of one CPU core a layout and seed, and 10 more for
+what follows SFT 1.
 Expect: audio_only far behind; what else agrees is for the report to say. It was run for a few steps
 only so far.
 Ours: which models are compared, the judge, the sizes; the paper's judge is GPT-4o.

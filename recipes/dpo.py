@@ -10,7 +10,7 @@ On a laptop:
 On a cluster (composes; not run yet):
     sbatch slurm/launch.sh dpo preset=paper/dpo
 
-Time: a minute or two of one CPU core, and a few for the pairs.
+Time: half a minute of one quiet CPU core (recipes/dpo.json), and a few for the pairs.
 Expect: train/accuracy and train/margin in metrics.csv rise; the answers change little, which is
 what a small rate from a good model should do.
 Ours: where the pairs come from (0/1 on the text of own answers), beta 0.1, rate and steps. The

@@ -9,7 +9,7 @@ On a laptop:
 On a cluster, the first of the paper's three steps (composes; not run yet):
     sbatch slurm/launch.sh pretrain preset=paper/pretrain_1
 
-Time: about 6 minutes of one CPU core.
+Time: about 4 minutes of one quiet CPU core (recipes/pretrain.json).
 Expect: validation/text_accuracy and validation/linguistic_accuracy in metrics.csv rise together;
 text comes first, sound later.
 Ours: the mixture's shares at toy size, the weights by kind of id, the loss over what may stand at a

@@ -11,7 +11,7 @@ On a laptop:
 On a cluster (composes; not run yet):
     sbatch slurm/launch.sh sft preset=paper/sft_1
 
-Time: about 10 minutes of one CPU core for SFT 1, about 3 for SFT 2.
+Time: about 5 minutes of one quiet CPU core for SFT 1, 2 for SFT 2 (recipes/sft.json).
 Expect: validation/text_accuracy of the task aqtaa close to 1; SFT 2 moves little.
 Ours: mixture, rates, steps (the paper states none), replay of pre-training tasks in SFT 1. The
 synthetic corpus holds nothing to choose from, so SFT 2 has the same AQTAA rows as SFT 1.

@@ -10,7 +10,7 @@ On a laptop, the linguistic book and then the semantic one:
 On a GPU at the size of the released encoders (composes; not run yet):
     python recipes/tokenizer.py preset=paper/tokenizer_linguistic
 
-Time: about 6 and 4 minutes of one CPU core.
+Time: about 4 and 2 minutes of one quiet CPU core (recipes/tokenizer.json).
 Expect: validation/phone_error_rate in metrics.csv near 0.02 (linguistic) and 0.12 (semantic) on
 voices that were never trained.
 Ours: the small encoder, CTC on phones instead of a released Paraformer, the codebook started by

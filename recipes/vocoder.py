@@ -12,8 +12,8 @@ At 22.05 kHz, with the released architecture:
 On a GPU (composes; not run yet):
     python recipes/vocoder.py preset=paper/vocoder_flow
 
-Time: about 7 minutes of one CPU core for the flow, 5 for the waveform head; about an hour each for
-the two at 22.05 kHz.
+Time: about 5 minutes of one quiet CPU core for the flow, 4 for the head (recipes/vocoder.json);
+about an hour each for the two at 22.05 kHz.
 Expect: `aqaa listen` gives back the corpus' own answers so that every word is understood.
 Ours: in the walkthrough 16 kHz sound and a 100 Hz mel, a regression head beside the flow, code
 embeddings started from the codebooks, sampling from the mode of the noise, an inverse-STFT head

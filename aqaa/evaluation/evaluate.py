@@ -13,6 +13,7 @@ from aqaa.evaluation.measure import control, summarise
 from aqaa.evaluation.prosody import Prosody, prosody
 from aqaa.evaluation.recognise import Recogniser
 from aqaa.evaluation.yardsticks import yardsticks as measure_yardsticks
+from aqaa.grammar import Mode
 from aqaa.pipeline import Pipeline
 from aqaa.progress import track
 from aqaa.signals import QUESTION_RATE_HZ
@@ -30,6 +31,7 @@ def evaluate(
     rows: int = 480,
     shard: str = "0/1",
     yardsticks: bool = False,
+    mode: Mode = "both",
 ) -> Path:
     """Let a model answer spoken questions and a recogniser judge its answers.
 
@@ -43,6 +45,7 @@ def evaluate(
         rows: the first so many questions.
         shard: ``k/n`` answers every n-th question from the k-th on.
         yardsticks: also measure what the organs around the backbone allow at best.
+        mode: a ``text`` answer, one in ``speech`` alone, or ``both``.
     """
     source = Corpus(corpus)
     pipeline = load_model(model, organs or {})
@@ -52,7 +55,7 @@ def evaluate(
     recogniser = Recogniser(source.domain["answers"], EXTRA_PRONUNCIATIONS)
     asked = source.rows(split)[:rows][part::parts]
     with atomic_folder(out) as folder:
-        answered = infer(pipeline, source, asked, model=name, out=folder)
+        answered = infer(pipeline, source, asked, model=name, out=folder, mode=mode)
         answered = track(answered, f"answers of {name}", len(asked), unit="questions")
         judged = judge(answered, recogniser, folder)
         write_manifest(folder / "answers.jsonl", judged)

@@ -9,13 +9,23 @@ from typing import Any
 from aqaa.audio.file import write_audio
 from aqaa.data.corpus import Corpus, answer_text, question_part
 from aqaa.errors import UsageError
+from aqaa.grammar import Mode
 from aqaa.pipeline import Pipeline, Reply
-from aqaa.signals import QUESTION_RATE_HZ, Waveform
+from aqaa.signals import QUESTION_RATE_HZ, Turn, Waveform
 from aqaa.vocabulary import MARKERS, Vocabulary
+
+# The system turn by which the training tasks ask for an answer in writing or in sound alone.
+ASKS: dict[Mode, str] = {"text": "write", "speech": "sound", "both": ""}
 
 
 def infer(
-    pipeline: Pipeline, corpus: Corpus, rows: list[dict[str, Any]], *, model: str, out: Path
+    pipeline: Pipeline,
+    corpus: Corpus,
+    rows: list[dict[str, Any]],
+    *,
+    model: str,
+    out: Path,
+    mode: Mode = "both",
 ) -> Iterator[dict[str, Any]]:
     """Answer every row's question from its sound.
 
@@ -25,6 +35,7 @@ def infer(
         rows: chat rows of a manifest.
         model: name of the model, written into each answer row.
         out: folder; sounds go to ``out/audio``.
+        mode: a written answer, a spoken one, or both; asked for as the tasks of training ask.
 
     Yields:
         Answer rows; ``answer`` is '' where nothing was said, ``seconds`` the wall time from the
@@ -40,7 +51,8 @@ def infer(
         samples = corpus.samples(question_part(row)).numpy()
         question = Waveform(samples, QUESTION_RATE_HZ)
         begun = time.perf_counter()
-        reply = pipeline.reply(pipeline.listen(question))
+        told = [Turn("system", ASKS[mode])] if ASKS[mode] else []
+        reply = pipeline.reply(pipeline.listen(question), mode=mode, history=told)
         seconds = time.perf_counter() - begun
         asked, said = f"audio/{row['id']}-question.wav", f"audio/{row['id']}-{model}.wav"
         write_audio(out / asked, samples, QUESTION_RATE_HZ)

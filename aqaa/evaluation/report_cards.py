@@ -74,7 +74,14 @@ def wav_uri(samples: np.ndarray) -> str:
 
 
 def mel_uri(samples: np.ndarray) -> str:
-    """Log-mel picture of (T,) at 16 kHz, low pitch at the bottom, as a PNG of 64 colours."""
+    """The picture of (T,) at 16 kHz as a PNG inside a data address."""
+    buffer = io.BytesIO()
+    mel_image(samples).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def mel_image(samples: np.ndarray) -> Any:
+    """Log-mel picture of (T,) at 16 kHz, low pitch at the bottom, in 64 colours."""
     from matplotlib import colormaps
     from PIL import Image
 
@@ -83,12 +90,10 @@ def mel_uri(samples: np.ndarray) -> str:
     image = Image.fromarray((shade[::-1] * 63).round().astype(np.uint8))
     colours = colormaps["magma"](np.linspace(0, 1, 64))[:, :3]
     image.putpalette((colours * 255).round().astype(np.uint8).tobytes())
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return image
 
 
-def _sound(title: str, path: Path | None, about: str) -> str:
+def sound_figure(title: str, path: Path | None, about: str) -> str:
     """One figure: picture, player and length, or why there is none."""
     try:
         if path is None:
@@ -179,8 +184,8 @@ def _pair(row: Row, folder: Path) -> str:
     question = folder / row["question"] if row.get("question") else None
     answer = folder / row["answer"] if row.get("answer") else None
     took = f", made in {row['seconds']:.2f} s" if row.get("seconds") is not None else ""
-    asked = _sound("Question", question, f", {row['voice']}")
-    return f'<div class="pair">{asked}{_sound("Answer", answer, took)}</div>'
+    asked = sound_figure("Question", question, f", {row['voice']}")
+    return f'<div class="pair">{asked}{sound_figure("Answer", answer, took)}</div>'
 
 
 def _verdict(row: Row) -> tuple[str, str]:

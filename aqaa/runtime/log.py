@@ -1,11 +1,15 @@
-"""metrics.csv of a run: every logged figure by step, kept whole across a resume."""
+"""metrics.csv of a run: every logged figure by step, kept whole across a resume.
+
+And the one door to wandb for what is no figure.
+"""
 
 import csv
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from aqaa.lineage import METRICS
@@ -74,3 +78,34 @@ class MetricsFile(Logger):
             writer.writeheader()
             writer.writerows({"step": step, **row} for step, row in sorted(self._rows.items()))
         self._written_at = time.monotonic()
+
+
+def log_answers(
+    loggers: Iterable[Logger], rows: Sequence[Mapping[str, Any]], run: Path, step: int
+) -> None:
+    """Give the answers of a check to wandb, if it is among the loggers, with sound and picture.
+
+    Args:
+        loggers: of the run.
+        rows: as :func:`aqaa.evaluation.agreement.hear_prompts` returns them.
+        run: the run folder, where their sounds lie.
+        step: optimizer steps taken so far.
+    """
+    from aqaa.audio.file import read_audio
+    from aqaa.evaluation.agreement import COLUMNS, FOLDER
+    from aqaa.evaluation.report_cards import mel_image
+
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            data = []
+            for row in rows:
+                sound: list[Any] = [None, None]
+                if row["answer"]:
+                    heard = read_audio(run / FOLDER / row["answer"])
+                    image = wandb.Image(mel_image(heard.samples))
+                    sound = [wandb.Audio(heard.samples, sample_rate=heard.rate_hz), image]
+                data.append([*(row[name] for name in COLUMNS), *sound])
+            columns = [*COLUMNS, "sound", "mel"]
+            logger.log_table("answers", columns=columns, data=data, step=step)

@@ -5,6 +5,8 @@ Letters: R ranks.
 
 import math
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -44,6 +46,19 @@ def restore_random(states: dict[str, Tensor]) -> None:
     torch.set_rng_state(mine["torch"].clone())
     if "cuda" in mine and torch.cuda.is_available():
         torch.cuda.set_rng_state(mine["cuda"].clone())
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Whatever is drawn inside, the generators of this process go on as if nothing had been."""
+    python, legacy = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)
 
 
 def _spare(value: float | None) -> Tensor:

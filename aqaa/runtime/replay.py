@@ -62,15 +62,15 @@ def replay(*, source: str, step: int, out: str | None = None, ranks: int | None 
     if step < 0:
         raise UsageError(f"step={step} must be 0 or more")
     folder = Path(source)
-    settings = _settings(folder)
-    _check_parents(folder)
+    settings = settings_of(folder)
+    check_parents(folder)
     _check_step(folder, settings, step)
-    data = _source(folder, settings)
+    data = source_of(folder, settings)
     taken = turns(settings, step, ranks, read_starts(folder))
     batches = _shared(settings, [data.batch(turn.number) for turn in taken])
     found = []
     for turn, batch in zip(taken, batches, strict=True):
-        origins = _origins(data, turn.number)
+        origins = origins_of(data, turn.number)
         _show(turn, batch, origins)
         found.append((turn, batch, origins))
     _open_dumps(folder, step, {turn.number: batch for turn, batch, _ in found})
@@ -132,7 +132,7 @@ def _check_step(run: Path, settings: dict[str, Any], step: int) -> None:
         print(f"{run} was cut: it is known to have taken {max(kept, default=0)} steps")
 
 
-def _settings(run: Path) -> dict[str, Any]:
+def settings_of(run: Path) -> dict[str, Any]:
     """The resolved settings of a run, as plain values: they are read, never instantiated."""
     path = run / "config.yaml"
     if not path.is_file():
@@ -146,7 +146,7 @@ def _settings(run: Path) -> dict[str, Any]:
     return settings
 
 
-def _check_parents(run: Path) -> None:
+def check_parents(run: Path) -> None:
     """Refuse parents that are no longer what the finished run was made from."""
     record = read_lineage(run)
     for name, was in record.parents.items() if record else ():
@@ -156,7 +156,7 @@ def _check_parents(run: Path) -> None:
             )
 
 
-def _source(run: Path, settings: dict[str, Any]) -> Any:
+def source_of(run: Path, settings: dict[str, Any]) -> Any:
     """The run's source of batches, with the ids of the backbone it began from."""
     told = dict(settings["data"])
     target = told.pop("_target_", None)
@@ -184,7 +184,7 @@ def _shared(settings: dict[str, Any], batches: list[Any]) -> list[Any]:
     return [batch._replace(share=share) for batch, share in zip(batches, found, strict=True)]
 
 
-def _origins(source: Any, number: int) -> list[list[dict[str, Any]]]:
+def origins_of(source: Any, number: int) -> list[list[dict[str, Any]]]:
     """For every row of a batch its documents: task, id of the row it comes from, sound files."""
     if isinstance(source, DialogueBatches):
         rows = source.drawn(number)

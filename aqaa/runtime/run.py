@@ -155,6 +155,7 @@ def _settings(cfg: DictConfig) -> dict[str, Any]:
     """What decides the result; parents count by content, so their paths are left as references."""
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=False)  # type: ignore[assignment]
     settings.pop("log", None)
+    settings.pop("answers", None)
     settings.pop("parents", None)
     settings["run"] = {k: v for k, v in settings["run"].items() if k not in _PLACE}
     ranks = _ranks(cfg)
@@ -243,7 +244,8 @@ def _fit(cfg: DictConfig, out: Path) -> _Fitted:
     limits_s = {"after_s": cfg.run.hang_after_s, "outside_s": cfg.run.hang_outside_s}
     watchdog = Watchdog(run=out, **limits_s)
     guards = [StopOnNonFinite(run=out), watchdog]
-    callbacks = [saver, ShowProgress(name=cfg.run.name), *guards, NoteStarts(run=out)]
+    heard = [instantiate(cfg.answers)] if cfg.get("answers") else []
+    callbacks = [saver, ShowProgress(name=cfg.run.name), *guards, NoteStarts(run=out), *heard]
     try:
         trainer = instantiate(cfg.trainer)(
             logger=[MetricsFile(folder=out), *more], callbacks=callbacks, plugins=[files]

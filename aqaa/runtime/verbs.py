@@ -66,6 +66,12 @@ _TABLE = (
         alias="from",
     ),
     Verb(
+        "import-config",
+        "write a training of LLaMA-Factory or ms-swift as commands of ours, and say what has none",
+        "aqaa import-config train.yaml out=train.sh",
+        positional="file",
+    ),
+    Verb(
         "tokenizer",
         "train one of the two speech tokenizers",
         "aqaa tokenizer preset=walkthrough/tokenizer_linguistic",
@@ -122,9 +128,11 @@ _TABLE = (
     ),
     Verb(
         "listen",
-        "decode stored audio tokens, the targets of a training, back to sound",
-        "aqaa listen runs/tokens flow=runs/vocoder_flow/model out=runs/listen",
+        "decode a training's targets, or stored audio tokens, back to text and sound, mask shown",
+        "aqaa listen data=sft preset=walkthrough/sft_1 flow=runs/vocoder_flow/model",
         positional="source",
+        alias="data",
+        forwards=True,
     ),
     Verb(
         "evaluate",
@@ -142,6 +150,11 @@ _TABLE = (
         "walkthrough",
         "run the whole chain, tiny, from a synthetic corpus to a judged spoken answer",
         "aqaa walkthrough",
+    ),
+    Verb(
+        "ablations",
+        "train the paper's ablations with several seeds and set them beside its tables",
+        "aqaa ablations base=runs/walkthrough",
     ),
     Verb(
         "replay",

@@ -155,7 +155,7 @@ def test_a_silent_answer_counts_as_wrong_and_a_right_one_as_right(
         Reply(right, [], Waveform(clips[right], 16_000), True),
         Reply(answer_text(asked[2]), [], Waveform(clips[wrong], 16_000), True),
     ])  # fmt: skip
-    monkeypatch.setattr(Pipeline, "reply", lambda *_: next(replies))
+    monkeypatch.setattr(Pipeline, "reply", lambda *_, **__: next(replies))
     out = tmp_path / "out"
     evaluate(corpus=str(chain / "corpus"), organs=organs(chain), out=str(out), rows=3)
     assert [row["heard"] for row in rows(out)] == ["", right, wrong]

@@ -103,7 +103,7 @@ def test_a_silent_answer_has_no_file(
 ) -> None:
     sound = Waveform(np.full(1920, 0.1, np.float32), 16_000)
     replies = iter([Reply("words", [], None, False), Reply("aloud", [], sound, True)])
-    monkeypatch.setattr(pipeline, "reply", lambda codes: next(replies))
+    monkeypatch.setattr(pipeline, "reply", lambda codes, **_: next(replies))
     asked = corpus.rows("test")[:2]
     silent, aloud = infer(pipeline, corpus, asked, model="m", out=tmp_path)
     assert (silent["answer"], silent["duration_s"], silent["text"]) == ("", 0.0, "words")
@@ -129,7 +129,9 @@ def test_seconds_are_the_wall_time_of_hearing_and_answering(
     monkeypatch.setattr(time, "perf_counter", tick)
     monkeypatch.setattr(pipeline, "listen", lambda _: steps.append("listen"))
     monkeypatch.setattr(
-        pipeline, "reply", lambda _: steps.append("reply") or Reply("", [], sound, True)
+        pipeline,
+        "reply",
+        lambda _, **__: steps.append("reply") or Reply("", [], sound, True),
     )
     (row,) = infer(pipeline, corpus, corpus.rows("test")[:1], model="m", out=tmp_path)
     assert steps == ["tick", "listen", "reply", "tick"]

@@ -125,7 +125,7 @@ def test_a_dump_is_opened_and_compared(
     chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = train(chain.words("sft_2", tmp_path, "run.steps=2", "trainer.limit_val_batches=0"))
-    source = module._source(run, module._settings(run))
+    source = module.source_of(run, module.settings_of(run))
     batch = source.batch(1)
     write_dump(run, Trouble("the loss is nan", 1, [1], 0, 1), [batch])
     wrong = batch._replace(targets=batch.targets + 1)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from aqaa.errors import UsageError
+from aqaa.evaluation.agreement import read_table
 from aqaa.storage import (
     load_tensors,
     read_json,
@@ -69,9 +70,12 @@ def test_a_run_with_an_adapter_leaves_both_and_is_kept(
 def test_two_processes_started_by_one_command_leave_what_one_does(
     chain: Chain, tmp_path: Path
 ) -> None:
-    words = (*chain.words("sft_2", tmp_path / "two", "trainer=gloo"), "optim.algorithm=sgd")
+    hears = ["answers=heard", "answers.prompts=1", "answers.every=3"]
+    voice = {part: chain / f"vocoder_{part}" / "model" for part in ("flow", "waveform")}
+    hears += [f"answers.{part}={path}" for part, path in voice.items()]
+    words = (*chain.words("sft_2", tmp_path / "two", "trainer=gloo", *hears), "optim.algorithm=sgd")
     alone = ("trainer.accumulate_grad_batches=2", "trainer.val_check_interval=4")
-    one = train([*chain.words("sft_2", tmp_path / "one", *alone), words[-1]])
+    one = train([*chain.words("sft_2", tmp_path / "one", *alone, *hears), words[-1]])
     done = subprocess.run(
         [sys.executable, "-m", "aqaa", *words], cwd=ROOT, capture_output=True, text=True
     )
@@ -85,6 +89,9 @@ def test_two_processes_started_by_one_command_leave_what_one_does(
         assert a.keys() == b.keys() and "train/loss" in a and "validation/loss" in a
         for name in a:
             assert float(a[name] or 0) == pytest.approx(float(b[name] or 0), abs=1e-4), name
+    # Answers of shards, gathered into a copy, are those of the whole.
+    heard = [read_table(run) for run in (one, two)]
+    assert len(heard[0]) == 1 and heard[0] == heard[1]
 
 
 def test_other_settings_are_refused_unless_the_run_may_be_lost(chain: Chain, spoil: Path) -> None:

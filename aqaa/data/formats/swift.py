@@ -26,14 +26,14 @@ Message = dict[str, Any]
 def read(path: Path, sounds: Sounds) -> Iterator[Placed]:
     """Chat rows, and preference rows where an answer is rejected."""
     names = Names()
-    for number, (place, record) in enumerate(_records(path)):
+    for number, (place, record) in enumerate(records(path)):
         name, meta = names(record.get("id", f"{path.stem}-{number:07}"), place)
         row = _row(record, path.parent, place)
         yield Placed(place, {"id": name, **row, **({"meta": meta} if meta else {})})
 
 
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Objects of a JSON list or of JSON lines."""
+def records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Objects of a JSON list or of JSON lines, each with its place."""
     if path.suffix == ".json":
         listed = read_json(path)
         if not isinstance(listed, list):

@@ -77,10 +77,9 @@ def masked_dpo(
     is masked is left out rather than multiplied by zero, so that it gives a gradient of exactly
     zero even where it is not finite.
     """
-    better = _kept(chosen, keep) - _kept(chosen_reference, keep)
-    worse = _kept(rejected, keep) - _kept(rejected_reference, keep)
-    margin = beta * (better - worse)
-    margins = beta * ((chosen - chosen_reference) - (rejected - rejected_reference))
+    # Differences before sums over kinds: scores are large, and what is left of them is small.
+    apart = (chosen - chosen_reference) - (rejected - rejected_reference)
+    margin, margins = beta * _kept(apart, keep), beta * apart
     accuracy = (margin > 0).float().mean()
     return DpoLoss(-F.logsigmoid(margin).mean(), margin.detach(), margins.detach(), accuracy)
 

@@ -138,7 +138,8 @@ def collated(
     """
     count = len(pairs)
     forks = [_fork(*both) for both in zip(streams[:count], streams[count:], strict=True)]
-    rows, found = [], []
+    rows: list[list[int]] = []
+    found = []
     for answer, stream in enumerate(streams):
         prompt, second = forks[answer % count]
         places = np.flatnonzero(stream.slots[1:])  # the state before an id chooses it

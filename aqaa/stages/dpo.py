@@ -21,7 +21,7 @@ from aqaa.backbone.head import ScoreHead
 from aqaa.backbone.loading import Backbone, load_backbone
 from aqaa.backbone.lora import Lora
 from aqaa.data.preferences import PreferenceBatch, PreferenceBatches
-from aqaa.data.scores import scores_beside
+from aqaa.data.scores import reference_scores, scores_beside
 from aqaa.losses.masked_dpo import (
     DpoLoss,
     answer_scores,
@@ -32,7 +32,6 @@ from aqaa.losses.masked_dpo import (
 from aqaa.ranks import from_first, rank, total
 from aqaa.stages.language import SLOT_WEIGHTS, Normalise, keep_frozen, prepared, slot_tables
 from aqaa.stages.optimizer import OptimizerSettings
-from aqaa.stages.reference import reference_scores
 from aqaa.storage import Gather, content_hash, in_place, tree_hash
 from aqaa.vocabulary import TOKEN_TYPES
 
@@ -149,7 +148,7 @@ class Dpo(pl.LightningModule):
         return masked_dpo(chosen, rejected, *both, beta=self._beta, keep=self._source.keep)
 
     def _scores(self, batch: PreferenceBatch, *, whole: bool = False) -> Tensor:
-        """Sums of log-probabilities by kind, (2B, K), of what counts or of the ``whole`` answers."""
+        """Sums of log-probabilities by kind, (2B, K), of what counts or the ``whole`` answers."""
         if batch.forks is None:
             states = self.backbone.hidden(batch.input_ids)
         else:

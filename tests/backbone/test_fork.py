@@ -1,6 +1,5 @@
 """Rows that fork against separate rows: states and gradients, Step-1 and other families."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,7 +131,7 @@ def test_a_backbone_that_cannot_is_known(made: Any) -> None:
 @pytest.mark.parametrize("backend", ["sdpa", "flex"])
 def test_attention_of_forks_against_each_alone(backend: attention.Backend) -> None:
     length, forks = 9, [[3, 5], [1, 8], [4, 4]]
-    q, k, v = torch.randn(3, 4, length, 8), torch.randn(3, 2, length, 8), torch.randn(3, 2, length, 8)
+    q, k, v = (torch.randn(3, heads, length, 8) for heads in (4, 2, 2))
     blank = torch.zeros(3, length, dtype=torch.long)
     reach = Reach.of(blank, forks=torch.tensor(forks))
     found = attend(q, k, v, reach=reach, backend=backend)

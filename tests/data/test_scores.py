@@ -38,7 +38,8 @@ def test_a_file_is_mapped_not_read(tmp_path: Path) -> None:
     maps = Path(f"/proc/{os.getpid()}/maps")
     if not maps.exists():
         pytest.skip("no /proc here")
-    ranges = [line.split()[0].split("-") for line in maps.read_text().splitlines() if str(path) in line]
+    lines = [line for line in maps.read_text().splitlines() if str(path) in line]
+    ranges = [line.split()[0].split("-") for line in lines]
     at = found.scores.data_ptr()
     assert any(int(a, 16) <= at < int(b, 16) for a, b in ranges)
 

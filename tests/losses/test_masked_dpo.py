@@ -72,7 +72,8 @@ def test_loss_and_gradients_against_a_loop_in_double(mask: str) -> None:
                 sign = 1 if int(answer[i]) < pairs else -1
                 parts[pair][int(kind[i])] += sign * beta * float(log_probs[i])
         margins.append(sum(x for x, keeps in zip(parts[pair], kept, strict=True) if keeps))
-    assert float(out.loss) == pytest.approx(sum(log(1 + exp(-m)) for m in margins) / pairs, abs=1e-12)
+    loss = sum(log(1 + exp(-m)) for m in margins) / pairs
+    assert float(out.loss) == pytest.approx(loss, abs=1e-12)
     assert out.margin.tolist() == pytest.approx(margins, abs=1e-12)
     for mine, wanted in zip(out.margins.tolist(), parts, strict=True):
         assert mine == pytest.approx(wanted, abs=1e-12)

@@ -108,7 +108,8 @@ def test_the_stage_of_a_preset_runs_at_130b(
     assert distributed.get_world_size() == RANKS
     for module in (dpo, language):
         monkeypatch.setattr(module, "load_backbone", lambda *a, **k: backbone)
-    monkeypatch.setattr(dpo.Dpo, "_reference_scores", lambda *a: torch.zeros(2, 2, 4, device="meta"))
+    reference = torch.zeros(2, 2, 4, device="meta")
+    monkeypatch.setattr(dpo.Dpo, "_reference_scores", lambda *a: reference)
     monkeypatch.setattr(type(stage), "_log", lambda *a, **k: None, raising=False)
     monkeypatch.setattr(type(stage), "log_dict", lambda *a, **k: None)
     source = SimpleNamespace(bind=lambda ids: None, rows=[0], keep=[True, False, False, False])

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from aqaa.backbone.lora import Lora
+from aqaa.data import scores as kept_scores
 from aqaa.data.preferences import PreferenceBatches
 from aqaa.data.scores import read_scores
 from aqaa.errors import UsageError
 from aqaa.losses.masked_dpo import MASKS
-from aqaa.stages import reference
 from aqaa.stages.dpo import Dpo
 from aqaa.stages.optimizer import OptimizerSettings
 from aqaa.vocabulary import TOKEN_TYPES
@@ -234,11 +234,11 @@ def test_without_a_file_named_they_lie_beside_the_pairs(chain: Chain, counted: l
 def test_scoring_goes_on_from_where_it_was_cut(
     chain: Chain, tmp_path: Path, attach, counted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reference, "BATCH_PAIRS", 1)
-    monkeypatch.setattr(reference, "_FEWEST_TURNS", 1)
-    monkeypatch.setattr(reference, "_SAVES", 1000)
+    monkeypatch.setattr(kept_scores, "BATCH_PAIRS", 1)
+    monkeypatch.setattr(kept_scores, "_FEWEST_TURNS", 1)
+    monkeypatch.setattr(kept_scores, "_SAVES", 1000)
     whole = attach(stage(chain, tmp_path), source(chain))._reference.clone()
-    path, real = tmp_path / "cut.safetensors", reference.keep_scores
+    path, real = tmp_path / "cut.safetensors", kept_scores.keep_scores
 
     def killed(*args: Any) -> None:
         real(*args)
@@ -246,7 +246,7 @@ def test_scoring_goes_on_from_where_it_was_cut(
             raise KeyboardInterrupt
 
     counted.clear()
-    monkeypatch.setattr(reference, "keep_scores", killed)
+    monkeypatch.setattr(kept_scores, "keep_scores", killed)
     with pytest.raises(KeyboardInterrupt):
         attach(stage(chain, tmp_path, scores=str(path)), source(chain))
     assert len(counted) == 2

@@ -62,7 +62,12 @@ def attend(
         return _flex(q, k, v, reach)
     share = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
-    if reach.starts is None or q.is_meta:  # meta tensors have shapes but no documents
+    if q.is_meta:  # meta tensors have shapes but no documents
+        return _causal(q, k, v)
+    if reach.forks is not None:
+        forked = zip(q.split(1), k.split(1), v.split(1), reach.branches, strict=True)
+        return torch.cat([_forked(*row) for row in forked])
+    if reach.starts is None:
         return _causal(q, k, v)
     rows = zip(q.split(1), k.split(1), v.split(1), reach.documents, strict=True)
     return torch.cat([_row(*row) for row in rows])
@@ -77,6 +82,18 @@ def _row(q: Tensor, k: Tensor, v: Tensor, documents: tuple[int, list[int]]) -> T
     keys, values = k.split(pieces, 2)[1:], v.split(pieces, 2)[1:]
     parts = zip(q.split(lengths, 2), keys, values, strict=True)
     return torch.cat([_causal(*part) for part in parts], 2)
+
+
+def _forked(q: Tensor, k: Tensor, v: Tensor, fork: list[int]) -> Tensor:
+    """One sequence (1, H, Q, D) with two branches: the second's keys follow what both share."""
+    first, second = fork
+    branch = q.shape[2] - second
+    one, two = q.split([second, branch], 2)
+    heard = _causal(one, k[:, :, :second], v[:, :, :second])
+    if not branch:
+        return heard
+    k, v = (torch.cat([x[:, :, :first], x[:, :, second:]], 2) for x in (k, v))
+    return torch.cat([heard, _causal(two, k, v)], 2)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -131,6 +148,13 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, reach: Reach) -> Tensor:
 
     def score(value: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return value - m[h] * (i - j).abs().float().sqrt()
+
+    if reach.forks is not None:
+        first, second = reach.forks.unbind(1)
+
+        def score(value: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            over = torch.where((i >= second[b]) & (j < first[b]), second[b] - first[b], 0)
+            return value - m[h] * (i - j - over).abs().float().sqrt()
 
     kernel: Any = _compiled_flex() if q.is_cuda else flex_attention
     return kernel(q, k, v, score_mod=score, block_mask=reach.block_mask, enable_gqa=True)

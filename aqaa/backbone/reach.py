@@ -2,7 +2,8 @@
 
 Letters: B sequences, Q queries, K keys (those cached, then the queries' own), N blocks of places.
 Distances are counted along the row. Inside a document that is the difference of positions, for its
-places are neighbours, packed or padded.
+places are neighbours, packed or padded. In a row that forks they are not: its second branch goes on
+from where the first began, neither sees the first nor is any further from what they share.
 """
 
 from dataclasses import dataclass, replace
@@ -26,12 +27,15 @@ class Reach:
         queries: Q.
         device: of the ids.
         starts: (B, Q) first key that each query sees (None: all see from key 0).
+        forks: (B, 2) places where the first and the second branch of a row begin (None: no row
+            forks).
     """
 
     cached: int
     queries: int
     device: torch.device
     starts: Tensor | None = None
+    forks: Tensor | None = None
 
     @classmethod
     def of(
@@ -41,6 +45,7 @@ class Reach:
         cached: int = 0,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        forks: Tensor | None = None,
     ) -> "Reach":
         """Reach of ids (B, Q).
 
@@ -49,11 +54,17 @@ class Reach:
             cached: keys before the first of them.
             attention_mask: (B, K), 0 where a row is padded, left or right.
             position_ids: (B, Q) or (1, Q), 0 where a document begins.
+            forks: (B, 2) where the branches begin, of rows that are one document each.
 
         Raises:
-            ValueError: a mask of another shape, or with padding inside a row.
+            ValueError: a mask of another shape, or with padding inside a row; forks beside either
+                of the others or a cache.
         """
         batch, queries = ids.shape
+        if forks is not None:
+            if cached or attention_mask is not None or position_ids is not None:
+                raise ValueError("a row that forks takes no cache, mask or positions")
+            return cls(0, queries, ids.device, forks=forks)
         plain = cls(cached, queries, ids.device)
         if attention_mask is None and position_ids is None:
             return plain
@@ -79,9 +90,22 @@ class Reach:
         return [(int(starts[0]), counts.tolist()) for starts, counts in runs]
 
     @cached_property
+    def branches(self) -> list[list[int]]:
+        """The forks as numbers."""
+        assert self.forks is not None
+        return self.forks.tolist()
+
+    @cached_property
     def block_mask(self) -> BlockMask:
         """What flex skips, masks and need not mask, from the starts: no (Q, K) tensor is made."""
         starts, places = self.starts, self.queries
+        if self.forks is not None:
+            first, second = self.forks.unbind(1)
+            seen, full = _forked_blocks(self.forks, places)
+            return _block_mask(
+                seen, full, places,
+                lambda b, h, i, j: (j <= i) & ((i < second[b]) | (j < first[b]) | (j >= second[b])),
+            )  # fmt: skip
         if starts is None:
             starts = torch.zeros(1, places, dtype=torch.long, device=self.device)
             seen, full = _blocks(starts)
@@ -102,6 +126,17 @@ def _blocks(starts: Tensor) -> tuple[Tensor, Tensor]:
     keys = torch.arange(count, device=starts.device)
     own = keys[:, None]
     return (keys >= first) & (keys <= own), (keys >= whole) & (keys < own)
+
+
+def _forked_blocks(forks: Tensor, places: int) -> tuple[Tensor, Tensor]:
+    """As :func:`_blocks`, of rows that fork: (B, N, N) each."""
+    begin = torch.arange(0, places, _BLOCK, device=forks.device)
+    end = begin + _BLOCK
+    own, keys = begin[:, None], begin
+    first, second = forks[:, :1, None], forks[:, 1:, None]
+    apart = (own >= second) & (keys >= first) & (end <= second)
+    touched = (own + _BLOCK > second) & (end > first) & (keys < second)
+    return (keys <= own) & ~apart, (keys < own) & ~touched
 
 
 def _block_mask(seen: Tensor, full: Tensor, places: int, mask: Any) -> BlockMask:

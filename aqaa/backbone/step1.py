@@ -184,6 +184,7 @@ class Step1Model(Step1PreTrainedModel):
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool = False,
+        forks: Tensor | None = None,
         **_: object,
     ) -> BaseModelOutputWithPast:
         """(B, T) ids, after those in the cache, to (B, T, W).
@@ -196,12 +197,18 @@ class Step1Model(Step1PreTrainedModel):
                 do not see each other.
             past_key_values: keys and values of earlier ids.
             use_cache: return them with these ids' added.
+            forks: (B, 2) places where two branches of a row begin; see
+                :mod:`aqaa.backbone.fork`.
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
         cached = past_key_values.get_seq_length() if past_key_values is not None else 0
         reach = Reach.of(
-            input_ids, cached=cached, attention_mask=attention_mask, position_ids=position_ids
+            input_ids,
+            cached=cached,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            forks=forks,
         )
         x = self.embed_tokens(input_ids)
         for layer in self.layers:

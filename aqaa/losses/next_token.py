@@ -17,7 +17,7 @@ from aqaa.losses.sliced import SLICE_NUMBERS, Group, MeanNats, Nats
 
 
 class TokenLoss(NamedTuple):
-    """``loss`` scalar; the rest (N,) in float32 and detached.
+    """``loss`` scalar; the rest (N,), in float32 (of doubles float64), and detached.
 
     ``nats``, ``entropy`` of the prediction and ``correct`` (0 or 1) of each position, and the
     ``weight`` it has in the loss; all zero where a slot has no table. A tuple, because DeepSpeed
@@ -121,11 +121,12 @@ def token_log_probs(
 ) -> Tensor:
     """Log-probability of each target under its slot's rows.
 
-    Arguments as of :func:`next_token`; (N,) float32, zero where a slot has no table.
+    Arguments as of :func:`next_token`; (N,) float32, of doubles float64, zero where a slot has no
+    table.
     """
     groups = _groups(targets, slots, tables)
     with _as_given(hidden):
-        nats: Tensor = Nats.apply(hidden, table, groups, slice_numbers)
+        nats: Tensor = Nats.apply(hidden, table, groups, torch.is_grad_enabled(), slice_numbers)
     return -nats
 
 

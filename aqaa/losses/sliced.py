@@ -5,7 +5,8 @@ of a slice.
 
 With g = p - onehot, the gradient of a position's nats by its logits, the gradients of hidden states
 and table need only g, and g needs only the slice's own logits. So both are made while the slice is
-there, and nothing is kept for the backward pass but what has the size of the inputs.
+there, and nothing is kept for the backward pass but what has the size of the inputs. Where factors
+come late, as in DPO, one slice's worth of logits waits for them, and the rest are made again.
 """
 
 from collections.abc import Iterator
@@ -38,7 +39,8 @@ class Work:
     """What a pass over all slices leaves.
 
     ``nats``, ``entropy`` (of the prediction, in nats) and ``correct`` (0 or 1) are (N,) in float32,
-    zero where no group has the position; gradients (N, D) and (V, D) are None where not wanted.
+    of doubles in float64, zero where no group has the position; gradients (N, D) and (V, D) are
+    None where not wanted.
     """
 
     nats: Tensor
@@ -57,6 +59,7 @@ def walk(
     *,
     wanted: tuple[bool, bool] = (False, False),
     slice_numbers: int = SLICE_NUMBERS,
+    waiting: list[Tensor] | None = None,
 ) -> Work:
     """Nats, entropy and hits of every position, and the gradients of sum(coefficient * nats).
 
@@ -67,7 +70,10 @@ def walk(
         coefficient: (N,), needed for gradients.
         wanted: whether the gradient of ``hidden``, and of ``table``, is.
         slice_numbers: logits alive at a time.
+        waiting: without ``coefficient`` it is given the logits of the first slices, up to
+            ``slice_numbers``; a second walk, with coefficients, takes them out again.
     """
+    room = slice_numbers
     exact = torch.promote_types(hidden.dtype, torch.float32)
     figures = torch.zeros(3, len(hidden), dtype=exact, device=hidden.device)
     d_hidden = torch.zeros_like(hidden) if wanted[0] else None
@@ -79,7 +85,11 @@ def walk(
             d_rows = torch.zeros_like(rows, dtype=exact)
         for places, labels in _slices(group, max(1, slice_numbers // len(rows))):
             h = hidden[places]
-            logits = _product(h, rows.T, exact)
+            given = waiting.pop(0) if waiting and coefficient is not None else None
+            logits = _product(h, rows.T, exact) if given is None else given
+            room -= logits.numel()
+            if waiting is not None and coefficient is None and room >= 0:
+                waiting.append(logits)
             scale = coefficient[places] if coefficient is not None and any(wanted) else None
             figures[:, places] = _turn_into_gradient(logits, labels, scale)
             g = logits.to(hidden.dtype)
@@ -92,7 +102,7 @@ def walk(
             d_table.index_add_(0, group.rows, d_rows)
     if d_table is not None:
         d_table = d_table.to(table.dtype)
-    nats, entropy, correct = figures.to(torch.float32).unbind()
+    nats, entropy, correct = figures.unbind()
     return Work(nats, entropy, correct, d_hidden, d_table)
 
 
@@ -183,18 +193,23 @@ class Nats(torch.autograd.Function):
         hidden: Tensor,
         table: Tensor,
         groups: list[Group],
+        learns: bool,
         slice_numbers: int,
     ) -> Tensor:
         """Walk all slices once."""
         ctx.save_for_backward(hidden, table)
-        ctx.groups, ctx.slice_numbers = groups, slice_numbers  # type: ignore[attr-defined]
-        return walk(hidden, table, groups, slice_numbers=slice_numbers).nats
+        waiting: list[Tensor] | None = [] if learns else None
+        ctx.kept = groups, slice_numbers, waiting  # type: ignore[attr-defined]
+        return walk(hidden, table, groups, slice_numbers=slice_numbers, waiting=waiting).nats
 
     @staticmethod
     def backward(ctx: "torch.autograd.function.FunctionCtx", *upstream: Tensor) -> tuple:
         """Walk them again with the factors of each position."""
         hidden, table = ctx.saved_tensors  # type: ignore[attr-defined]
-        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])  # type: ignore[attr-defined]
-        groups, numbers = ctx.groups, ctx.slice_numbers  # type: ignore[attr-defined]
-        work = walk(hidden, table, groups, upstream[0], wanted=wanted, slice_numbers=numbers)
-        return work.hidden_gradient, work.table_gradient, None, None
+        groups, numbers, waiting = ctx.kept  # type: ignore[attr-defined]
+        needed = ctx.needs_input_grad  # type: ignore[attr-defined]
+        work = walk(
+            hidden, table, groups, upstream[0], wanted=(needed[0], needed[1]),
+            slice_numbers=numbers, waiting=waiting,
+        )  # fmt: skip
+        return work.hidden_gradient, work.table_gradient, None, None, None

@@ -12,13 +12,15 @@ from aqaa.backbone.loading import Ids
 from aqaa.data.corpus import Corpus, answer_text
 from aqaa.data.manifest import read_manifest, write_manifest
 from aqaa.data.pairs import pairs
-from aqaa.data.preferences import PreferenceBatches, message, turn
+from aqaa.data.preferences import PreferenceBatch, PreferenceBatches, message, turn
 from aqaa.data.token_store import TokenStore
 from aqaa.data.validate import validate
 from aqaa.errors import UsageError
+from aqaa.losses.masked_dpo import MASKS
 from aqaa.signals import CodePair, Turn
 from aqaa.storage import read_json, tree_hash
-from aqaa.stream import Slot
+from aqaa.stream import Stream
+from aqaa.vocabulary import TOKEN_TYPES
 from tests.conftest import Chain
 
 
@@ -51,8 +53,12 @@ def crafted(chain: Chain, ids: Ids, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
-def batches(folder: Path, ids: Ids, mask: str = "audio", batch: int = 2) -> PreferenceBatches:
-    source = PreferenceBatches(pairs=str(folder), batch=batch, mask=mask)
+def batches(
+    folder: Path, ids: Ids, mask: str = "audio", batch: int = 2, *, shared_prompt: bool = True
+) -> PreferenceBatches:
+    source = PreferenceBatches(
+        pairs=str(folder), batch=batch, mask=mask, shared_prompt=shared_prompt
+    )  # fmt: skip
     source.bind(ids)
     return source
 
@@ -65,35 +71,96 @@ def test_a_message_is_a_turn_and_back() -> None:
     assert turn(message("assistant", "", [pair]), loss=True).loss
 
 
-def test_chosen_answers_come_first(crafted: Path, ids: Ids) -> None:
-    source = batches(crafted, ids)
+def encoded(source: PreferenceBatches, ids: Ids, pair: int, side: str) -> Stream:
+    """The stream of one answer behind its prompt, made here."""
+    row = source.rows[pair]
+    turns = [turn(m) for m in row["prompt"]] + [turn(m, loss=True) for m in row[side]]
+    return ids.layout.encode(turns, ids.text, ids.vocabulary)
+
+
+def learnt(batch: PreferenceBatch, answer: int) -> list[tuple[int, int, int, int]]:
+    """Row, place, target and slot of every id of an answer that is learnt, by place."""
+    columns = zip(
+        *batch.at.tolist(), batch.targets.tolist(), batch.slots.tolist(), batch.answers.tolist(),
+        strict=True,
+    )  # fmt: skip
+    return sorted((r, p, t, s) for r, p, t, s, a in columns if a == answer)
+
+
+ORDER = [(2, "chosen"), (0, "chosen"), (2, "rejected"), (0, "rejected")]
+
+
+@pytest.mark.parametrize("mask", ["audio", "none"])
+def test_chosen_answers_come_first(mask: str, crafted: Path, ids: Ids) -> None:
+    source = batches(crafted, ids, mask, shared_prompt=False)
     batch = source.collate([2, 0])
-    assert batch.pairs == [2, 0] and len(batch.input_ids) == 4
-    for row, (pair, side) in enumerate(
-        [(2, "chosen"), (0, "chosen"), (2, "rejected"), (0, "rejected")]
-    ):
-        turns = [turn(source.rows[pair]["prompt"][0])]
-        turns.append(turn(source.rows[pair][side][0], loss=True))
-        stream = ids.layout.encode(turns, ids.text, ids.vocabulary)
+    assert batch.pairs == [2, 0] and len(batch.input_ids) == 4 and batch.forks is None
+    for row, (pair, side) in enumerate(ORDER):
+        stream = encoded(source, ids, pair, side)
         n = len(stream.ids) - 1
         assert batch.input_ids[row, :n].tolist() == stream.ids[:-1]
-        assert batch.targets[row, :n].tolist() == stream.ids[1:]
-        assert batch.slots[row, :n].tolist() == stream.slots[1:]
-        assert (batch.slots[row, n:] == 0).all()
+        assert (batch.input_ids[row, n:] == ids.vocabulary.pad).all()
+        assert learnt(batch, row) == [
+            (row, i, stream.ids[i + 1], stream.slots[i + 1])
+            for i in range(n)
+            if stream.slots[i + 1]
+        ]
 
 
-def test_the_mask_takes_out_audio_ids_and_markers_alone(crafted: Path, ids: Ids) -> None:
-    batch = batches(crafted, ids).collate([0, 1, 2, 3])
+def test_a_pair_is_one_row_with_its_prompt_once(crafted: Path, ids: Ids) -> None:
+    source = batches(crafted, ids, "none")
+    batch = source.collate([2, 0])
+    assert len(batch.input_ids) == 2 and batch.forks is not None
+    for row, pair in enumerate([2, 0]):
+        chosen, rejected = (encoded(source, ids, pair, side) for side in ("chosen", "rejected"))
+        prompt, second = batch.forks[row].tolist()
+        context = [turn(m) for m in source.rows[pair]["prompt"]]
+        assert prompt == len(ids.layout.prompt(context, ids.text, ids.vocabulary))
+        whole = chosen.ids[:-1] + rejected.ids[prompt:-1]
+        assert second == len(chosen.ids) - 1
+        assert batch.input_ids[row, : len(whole)].tolist() == whole
+        assert (batch.input_ids[row, len(whole) :] == ids.vocabulary.pad).all()
+        for answer, stream in ((row, chosen), (row + 2, rejected)):
+            found = learnt(batch, answer)
+            assert [(t, s) for _, _, t, s in found] == [
+                (i, s) for i, s in zip(stream.ids, stream.slots, strict=True) if s
+            ]
+            begin = prompt if stream is chosen else second
+            rest = [*range(begin, begin + len(found) - 1)]
+            assert [(r, p) for r, p, *_ in found] == [(row, p) for p in [prompt - 1, *rest]]
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_mask_takes_out_its_kinds_alone(
+    mask: str, shared: bool, crafted: Path, ids: Ids
+) -> None:
+    batch = batches(crafted, ids, mask, shared_prompt=shared).collate([0, 1, 2, 3])
     v = ids.vocabulary
-    for target, keep in zip(batch.targets.flatten(), batch.keep.flatten(), strict=True):
-        token = int(target)
-        assert bool(keep) is (v.token_type(token) == "text")
-    answered = set(batch.targets[batch.slots > 0].tolist())
-    assert {v.audio_start, v.audio_end, v.text_end, v.eot} <= answered
-    kept = set(batch.targets[(batch.keep > 0) & (batch.slots > 0)].tolist())
-    assert v.eot in kept and max(kept) < v.text_tokens
-    everything = batches(crafted, ids, mask="none").collate([0, 1])
-    assert (everything.keep == 1).all()
+    for place, target in enumerate(batch.targets.tolist()):
+        kind = v.token_type(target)
+        assert TOKEN_TYPES[int(batch.kinds[place])] == kind
+        assert (place < batch.counted) is (kind not in MASKS[mask])
+    assert {v.audio_start, v.audio_end, v.text_end, v.eot} <= set(batch.targets.tolist())
+    counted = set(batch.targets[: batch.counted].tolist())
+    if mask == "audio":
+        assert v.eot in counted and max(counted) < v.text_tokens
+
+
+def test_the_end_of_a_turn_is_text_even_as_a_marker(crafted: Path, ids: Ids) -> None:
+    own = ids.vocabulary.marker_start + 3  # as where the base has none
+    ids = replace(ids, vocabulary=replace(ids.vocabulary, eot=own))
+    batch = batches(crafted, ids).collate([0])
+    assert batch.targets[: batch.counted].tolist().count(own) == 2
+
+
+def test_answers_with_the_same_ids_are_alike(crafted: Path, ids: Ids, tmp_path: Path) -> None:
+    row = read_manifest(crafted / "pairs.jsonl")[0]
+    said = turn(row["chosen"][0])
+    other = message("assistant", said.text, turn(row["rejected"][0]).speech)
+    write_manifest(tmp_path / "pairs.jsonl", [{**row, "rejected": [other]}, row])
+    alike = batches(tmp_path, ids).collate([0, 1]).alike.tolist()
+    assert alike[0][:3] == [1, 0, 0] and alike[1][:3] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("history", ["text", "audio", "none"])
@@ -108,19 +175,21 @@ def test_whole_dialogues_are_the_context_and_the_answers_alone_are_learned(
     prompt = [*before, *other["prompt"]]
     long = {**row, "prompt": prompt, "chosen": other["chosen"]}
     write_manifest(tmp_path / "pairs.jsonl", [long])
-    batch = batches(tmp_path, ids).collate([0])
+    batch = batches(tmp_path, ids, shared_prompt=False).collate([0])
     turns = [turn(m) for m in prompt]
     for i, side in enumerate(("chosen", "rejected")):
         whole = [*turns, turn(long[side][0], loss=True)]
         stream = ids.layout.encode(whole, ids.text, ids.vocabulary)
         n = len(stream.ids) - 1
-        assert batch.targets[i, :n].tolist() == stream.ids[1:]
-        assert batch.slots[i, :n].tolist() == stream.slots[1:]
         context = len(ids.layout.prompt(turns, ids.text, ids.vocabulary)) - 1
-        assert not batch.slots[i, :context].any() and batch.slots[i, context:n].all()
+        assert batch.input_ids[i, :n].tolist() == stream.ids[:-1]
+        assert [(p, t, s) for _, p, t, s in learnt(batch, i)] == [
+            (p, stream.ids[p + 1], stream.slots[p + 1]) for p in range(context, n)
+        ]
     repeated = {**long, "chosen": [*prompt, *long["chosen"]]}  # a side may repeat the prompt
     write_manifest(tmp_path / "pairs.jsonl", [repeated])
-    assert torch.equal(batches(tmp_path, ids).collate([0]).targets, batch.targets)
+    again = batches(tmp_path, ids, shared_prompt=False).collate([0])
+    assert torch.equal(again.input_ids, batch.input_ids) and torch.equal(again.at, batch.at)
 
 
 @pytest.mark.parametrize("side", ["chosen", "rejected"])
@@ -146,8 +215,8 @@ def test_an_epoch_shows_every_pair_once(crafted: Path, ids: Ids) -> None:
 
 
 def test_errors_of_use(crafted: Path, ids: Ids, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="mask=text is neither audio nor none"):
-        batches(crafted, ids, mask="text")
+    with pytest.raises(UsageError, match="mask=voice is not one of audio, none, text, linguistic"):
+        batches(crafted, ids, mask="voice")
     with pytest.raises(UsageError, match="the pairs were made with tokenizers"):
         batches(crafted, replace(ids, tokenizer_hash="other"))
     write_manifest(tmp_path / "pairs.jsonl", [])
@@ -255,9 +324,3 @@ def test_a_damaged_model_is_refused(chain: Chain, tmp_path: Path) -> None:
             tokens=str(chain / "tokens"),
             out=str(tmp_path / "pairs"),
         )
-
-
-def test_slots_of_padding_never_count(crafted: Path, ids: Ids) -> None:
-    batch = batches(crafted, ids).collate([0, 1, 2, 3])
-    assert not (batch.slots[batch.input_ids == ids.vocabulary.pad] != Slot.NONE).any()
-    assert torch.equal(batch.keep, batch.keep.bool().float())

@@ -82,10 +82,14 @@ def backbone() -> Backbone:
 def batch(verb: str) -> Any:
     """Two rows of a batch on the meta device."""
     ids = torch.zeros(2, TOKENS, dtype=torch.long, device="meta")
-    known = {"task": "aqta", "pairs": [0], "input_ids": ids, "targets": ids, "slots": ids,
-             "keep": ids, "position_ids": ids, "sources": ids}  # fmt: skip
-    kind = PreferenceBatch if verb == "dpo" else TokenBatch
-    return kind(**{name: known[name] for name in kind._fields if name in known})
+    if verb == "dpo":
+        known = {"pairs": [0, 1], "input_ids": ids, "at": ids, "counted": TOKENS // 2}
+        known |= dict.fromkeys(("targets", "slots", "answers", "kinds"), ids[0])
+        known |= {"forks": ids[:, :2], "alike": torch.zeros(2, 4, device="meta")}
+        return PreferenceBatch(**known)
+    known = {"task": "aqta", "input_ids": ids, "targets": ids, "slots": ids,
+             "position_ids": ids, "sources": ids}  # fmt: skip
+    return TokenBatch(**known)
 
 
 @pytest.mark.usefixtures("group_of_128")
@@ -104,10 +108,11 @@ def test_the_stage_of_a_preset_runs_at_130b(
     assert distributed.get_world_size() == RANKS
     for module in (dpo, language):
         monkeypatch.setattr(module, "load_backbone", lambda *a, **k: backbone)
-    monkeypatch.setattr(dpo.Dpo, "_reference_scores", lambda *a: torch.zeros(1, 2, device="meta"))
+    reference = torch.zeros(2, 2, 4, device="meta")
+    monkeypatch.setattr(dpo.Dpo, "_reference_scores", lambda *a: reference)
     monkeypatch.setattr(type(stage), "_log", lambda *a, **k: None, raising=False)
     monkeypatch.setattr(type(stage), "log_dict", lambda *a, **k: None)
-    source = SimpleNamespace(names=("toy",), bind=lambda ids: None, rows=[0])
+    source = SimpleNamespace(names=("toy",), bind=lambda ids: None, rows=[0], keep=[True, False, False, False])
     stage._trainer = SimpleNamespace(
         datamodule=SimpleNamespace(source=source),
         log_every_n_steps=1, accumulate_grad_batches=1, global_step=0,

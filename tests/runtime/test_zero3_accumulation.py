@@ -107,3 +107,6 @@ def test_preferences_too_with_the_scores_of_the_start(name: str, two_ranks: TwoR
     assert losses[:4] == pytest.approx([0.693147] * 4, abs=1e-5)
     assert abs(losses[5] - losses[0]) > 0.01
     assert losses == pytest.approx(alone["losses"], abs=1e-5)
+    # Of what is masked there is a margin too, in shards as in one piece.
+    for seen in (alone, *two_ranks.seen(name)):
+        assert abs(seen["figures"]["train/semantic_margin"]) > 1e-4

@@ -17,12 +17,14 @@ from aqaa.backbone.initial import write_initial
 from aqaa.backbone.lora import Lora
 from aqaa.backbone.step1 import Step1Config
 from aqaa.data.collate import Document, TokenBatch, packed, padded
-from aqaa.data.preferences import PreferenceBatch
+from aqaa.data.preferences import PreferenceBatch, collated
+from aqaa.losses.masked_dpo import kept_kinds
 from aqaa.stages.dpo import Dpo
 from aqaa.stages.optimizer import OptimizerSettings
 from aqaa.stages.sft import Sft
 from aqaa.storage import load_tensors
-from aqaa.stream import Slot
+from aqaa.stream import Slot, Stream
+from aqaa.vocabulary import TOKEN_TYPES
 
 STEPS = 4
 LENGTH = 12
@@ -94,22 +96,30 @@ class Tokens:
 
 
 class Pairs:
-    """Five random pairs of answers, ``pairs`` a batch."""
+    """Five random pairs of answers, ``pairs`` a batch, in one row each or in two; one kind of id
+    is masked out."""
 
     rows = tuple(range(5))
-    hash, mask = "toy", "none"
+    folder, hash = Path("toy"), "toy"
+    keep = kept_kinds("semantic", TOKEN_TYPES)
 
-    def __init__(self, pairs: int = 2) -> None:
+    def __init__(self, pairs: int = 2, *, shared_prompt: bool = True) -> None:
         self.pairs = pairs
+        self.shared_prompt = shared_prompt
 
     def bind(self, ids: Any) -> None:
         self.tokens = Tokens()
         self.tokens.bind(ids)
 
+    def stream(self, side: int, pair: int) -> Stream:
+        prompt, answer = (self.tokens.document(1000 * n + pair) for n in (3, side))
+        slots = np.concatenate([np.zeros_like(prompt.slots), answer.slots])
+        return Stream(np.concatenate([prompt.ids, answer.ids]).tolist(), slots.tolist())
+
     def collate(self, pairs: list[int]) -> PreferenceBatch:
-        made = self.tokens.of(1000 * side + pair for side in (1, 2) for pair in pairs)
-        keep = torch.ones_like(made.slots)
-        return PreferenceBatch(pairs, made.input_ids, made.targets, made.slots, keep)
+        streams = [self.stream(side, pair) for side in (1, 2) for pair in pairs]
+        ids, shared = self.tokens.ids, self.shared_prompt
+        return collated(pairs, streams, ids, self.keep, shared_prompt=shared)
 
     def batch(self, step: int) -> PreferenceBatch:
         return self.collate([i % 5 for i in range(step * self.pairs, (step + 1) * self.pairs)])
@@ -133,7 +143,7 @@ def run(
     pl.seed_everything(0, verbose=False)
     seen: dict[str, Any] = {"losses": []}
     start = name == "start"
-    lr = 0.0 if start else 0.02 if name.startswith("dpo") else 0.5
+    lr = {"start": 0.0, "dpo": 0.02, "dpo_lora": 0.2}.get(name, 0.02 if "dpo" in name else 0.5)
     settings = OptimizerSettings(
         lr=lr,
         algorithm="sgd",
@@ -157,7 +167,9 @@ def run(
     if name.startswith("alike"):
         stage.weight_of = None
     checks = (3, 3, 1) if start else ()
-    source: Any = Pairs(rows) if kind is Dpo else Tokens(rows, packs=packs, checks=checks)
+    source: Any = Tokens(rows, packs=packs, checks=checks)
+    if kind is Dpo:
+        source = Pairs(rows, shared_prompt=name != "dpo_lora")
     accumulate = 8 // (rows * ranks)
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -169,6 +181,7 @@ def run(
         val_check_interval=2 * accumulate if start else None,
         check_val_every_n_epoch=None if start else 1,
         num_sanity_val_steps=0,
+        log_every_n_steps=2 if kind is Dpo else 50,
         use_distributed_sampler=False,
         logger=False,
         enable_progress_bar=False,
@@ -179,7 +192,8 @@ def run(
     metrics = trainer.callback_metrics.items()
     seen["validation"] = {k: float(v) for k, v in metrics if k.startswith("validation")}
     if kind is Dpo:
-        seen["reference"] = stage._reference.tolist()
+        seen["reference"] = stage._reference.flatten(1).tolist()
+        seen["figures"] = {k: float(v) for k, v in metrics if k.startswith("train")}
     if name in ("lora", "inside"):
         naive = stage.decoder.state_dict().items()
         seen["naive"] = sum(tensor.numel() for key, tensor in naive if "lora_" in key)

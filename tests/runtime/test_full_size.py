@@ -31,10 +31,11 @@ from aqaa.data.collate import TokenBatch
 from aqaa.data.module import DataModule
 from aqaa.data.preferences import PreferenceBatch
 from aqaa.runtime import checkpoint
-from aqaa.runtime.checkpoint import SHARDED, StateFiles, read_state
+from aqaa.runtime.checkpoint import StateFiles, read_state
 from aqaa.runtime.compose import bind_targets, compose
 from aqaa.runtime.planner_memory import Placement, memory
 from aqaa.runtime.shard_files import shard_name
+from aqaa.states import SHARDED
 from aqaa.storage import read_json, sha256_file
 from aqaa.vocabulary import Vocabulary
 from tests.conftest import ROOT

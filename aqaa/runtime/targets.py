@@ -23,7 +23,7 @@ COMMANDS = frozenset(
         "aqaa.backbone.initial.initialise",
         "aqaa.data.convert.convert",
         "aqaa.data.listen.listen",
-        "aqaa.data.pairs.pairs",
+        "aqaa.evaluation.pairs.pairs",
         "aqaa.data.synthesize.synthesize",
         "aqaa.data.tokenize.tokenize",
         "aqaa.data.validate.check",

@@ -5,7 +5,8 @@ The rooms, in the order of the signal; a room knows only those above it in this 
 - signals, vocabulary, text: what flows, the id space, the text ids
 - grammar, stream: what may come next in an answer, the layout of a turn
 - losses, layers: the mathematics, shared network layers
-- errors, storage, lineage: the one error of use, files that are whole or absent, run records
+- errors, storage, lineage, states: the one error of use, files that are whole or absent, run
+  records, folders of saved states
 - audio: the ear and the file
 - tokenizer: sound to two streams of codes and their 2:3 interleave
 - backbone: ids to ids (the Step-1 decoder, decoding under the layout's grammar, merging)

@@ -8,9 +8,11 @@ import hashlib
 import json
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from aqaa.errors import UsageError
@@ -62,8 +64,12 @@ class Lineage:
     versions: dict[str, str] = field(default_factory=dict)
 
 
-def parent(path: str | Path) -> Parent:
+def parent(path: str | Path, known: Mapping[Path, str] = MappingProxyType({})) -> Parent:
     """Check a folder (a run's model or anything with a manifest) and name its content.
+
+    Args:
+        path: the folder.
+        known: SHA-256 of files that were hashed as they were read.
 
     Raises:
         UsageError: it does not exist, or its manifest does not fit its files.
@@ -73,8 +79,8 @@ def parent(path: str | Path) -> Parent:
         raise UsageError(f"{path} does not exist: run the stage that makes it first")
     owner = path if tree_hash(path) else path.parent
     if not tree_hash(owner):
-        return Parent(str(path), content_hash(path), False)
-    return Parent(str(path), verify_manifest(owner), True)
+        return Parent(str(path), content_hash(path, known), False)
+    return Parent(str(path), verify_manifest(owner, known=known), True)
 
 
 def fingerprint(settings: dict[str, Any], parents: dict[str, Parent]) -> str:

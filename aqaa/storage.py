@@ -212,13 +212,19 @@ def _listing(folder: Path, known: Mapping[str, str] = MappingProxyType({})) -> s
     return "\n".join(lines) + "\n"
 
 
-def content_hash(path: str | Path) -> str:
-    """The hash of a file, or the one that :func:`write_manifest` would name a folder by."""
+def content_hash(path: str | Path, known: Mapping[Path, str] = MappingProxyType({})) -> str:
+    """The hash of a file, or the one that :func:`write_manifest` would name a folder by.
+
+    Args:
+        path: of either.
+        known: SHA-256 of files that were hashed as they were read.
+    """
     path = Path(path)
     try:
         if path.is_file():
             return sha256_file(path)
-        return hashlib.sha256(_listing(path).encode("utf-8", "surrogateescape")).hexdigest()
+        names = {f.relative_to(path).as_posix(): known[f] for f in _files(path) if f in known}
+        return hashlib.sha256(_listing(path, names).encode("utf-8", "surrogateescape")).hexdigest()
     except OSError as error:
         raise UsageError(f"cannot read {error.filename or path}: {error.strerror}") from None
 
@@ -229,12 +235,18 @@ def tree_hash(folder: str | Path) -> str:
     return sha256_file(manifest) if manifest.exists() else ""
 
 
-def verify_manifest(folder: str | Path, *, allow_extra: bool = False) -> str:
+def verify_manifest(
+    folder: str | Path,
+    *,
+    allow_extra: bool = False,
+    known: Mapping[Path, str] = MappingProxyType({}),
+) -> str:
     """Check every file against the manifest and return the tree's hash.
 
     Args:
         folder: a folder that :func:`write_manifest` sealed.
         allow_extra: let files lie there that the manifest does not list.
+        known: SHA-256 of files that were hashed as they were read.
 
     Raises:
         UsageError: no manifest or a broken one; a file missing, changed or added.
@@ -250,7 +262,7 @@ def verify_manifest(folder: str | Path, *, allow_extra: bool = False) -> str:
             raise UsageError(f"{manifest} is damaged: {line[:80]!r} is not a hash and a name")
         if not (folder / name).is_file():
             raise UsageError(f"{folder} is incomplete: {name} is missing")
-        if sha256_file(folder / name) != digest:
+        if (known.get(folder / name) or sha256_file(folder / name)) != digest:
             raise UsageError(f"{folder / name} is damaged: its SHA-256 differs from {MANIFEST}")
         listed.add(name)
     found = {p.relative_to(folder).as_posix() for p in _files(folder)}

@@ -18,7 +18,7 @@ CONSTRUCTOR_ARGUMENTS = 10  # about 8; a dataclass names its fields and may have
 FLOORS = (
     {"errors", "progress"},
     {"signals", "storage", "losses", "layers", "ranks"},
-    {"vocabulary", "text", "lineage"},
+    {"vocabulary", "text", "lineage", "states"},
     {"grammar"},
     {"stream"},
     {"audio"},

@@ -38,7 +38,7 @@ from typing import Any
 
 from aqaa.cli import main as aqaa
 from aqaa.errors import UsageError
-from aqaa.runtime.states import STATES, saved_states
+from aqaa.states import STATES, saved_states
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # Done, saved, stopped, killed; before training begins a signal simply ends the process.

@@ -7,10 +7,8 @@ Letters: N numbers of one slice of a tensor, whatever the tensor's shape.
 """
 
 import hashlib
-import math
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aqaa.backbone.blocks import Block, MeanFlow
 from aqaa.backbone.shards import SHARD_BYTES, shard_name
-from aqaa.backbone.slices import DTYPES, OpenModel, Stored, head, laid_out, opened_alike
+from aqaa.backbone.slices import DTYPES, StoredModel, check_alike, head, laid_out
 from aqaa.errors import UsageError
 from aqaa.storage import write_text
 
 PART, DIGEST = ".part", ".sha256"  # behind a weight file's name while the merge is not whole
-_BLOCK, _SLICE = 1 << 18, 1 << 16  # numbers a thread hands on at once; numbers summed at once
-_CUT = (1 << 29) - 1  # bits that float64 has and float32 has not
-_THREADS, _AHEAD = 8, 2  # at most; blocks that may wait beside those that are being summed
+_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_LEAST, _MOST = 1e-100, 1e100  # between which weights may add up
 
 
 @dataclass(frozen=True)
@@ -43,75 +41,37 @@ class Rows:
 
 @dataclass(frozen=True)
 class Merged:
-    """The names in every weight file, the files' SHA-256, and how much there is."""
+    """The names in every weight file, the files' SHA-256, and how much there is.
+
+    ``read`` is the SHA-256 of every file of every model.
+    """
 
     files: dict[str, list[str]]
     hashes: dict[str, str]
     parameters: int
     total_bytes: int
-
-
-def room_for(numbers: int) -> Tensor:
-    """Memory for :func:`mean` to work in, taken once: (2, N) of float64."""
-    return torch.empty(2, numbers, dtype=torch.float64)
-
-
-def mean(
-    parts: Iterable[tuple[Tensor, float]], total_weight: float, out: Tensor, room: Tensor
-) -> None:
-    """Weighted mean of (N,) tensors, summed in float64 and rounded once.
-
-    Args:
-        parts: tensors and their weights.
-        total_weight: what the sum is divided by.
-        out: (N,), gets it.
-        room: of :func:`room_for` N or more.
-    """
-    total, term = room[:, : len(out)]
-    for number, (tensor, weight) in enumerate(parts):
-        # Not one fused operation: machines that have it would round otherwise than those without.
-        product = (term if number else total).copy_(tensor)
-        if weight != 1:
-            product.mul_(weight)
-        if number:
-            total.add_(product)
-    total.div_(total_weight)
-    if out.dtype == torch.float16:
-        out.numpy()[:] = total.numpy()  # torch would go by float32 and round twice
-        return
-    if out.dtype == torch.bfloat16:
-        _to_odd(total, term)
-    out.copy_(total)
-
-
-def _to_odd(exact: Tensor, room: Tensor) -> None:
-    """Cut (N,) float64 to the bits of float32, the last one set where something was cut off.
-
-    Torch goes to bfloat16 by float32. Of numbers cut like this it makes what one rounding would; a
-    number beside a tie is not rounded onto it first. (Below 1e-38 float32 has fewer bits.)
-    """
-    bits, low = exact.view(torch.int64), room.view(torch.int64)
-    torch.bitwise_and(bits, _CUT, out=low)
-    low.add_(_CUT)  # carries where there is anything
-    bits.bitwise_or_(low).bitwise_and_(~_CUT)
+    read: list[Mapping[Path, str]]
 
 
 def merge_weights(
-    sources: Sequence[Path],
+    models: Sequence[StoredModel],
     weights: Sequence[float],
     folder: Path,
     *,
     rows: Rows | None = None,
+    dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Merged:
-    """Write the weighted mean of model folders into files that are still to be given their names.
+    """Write the weighted mean of models into files that are still to be given their names.
 
     Args:
-        sources: folders with one weight file or several.
+        models: what is averaged.
         weights: one each.
         folder: gets NAME.part and NAME.sha256 for every weight file; those that a cut merge of the
             same models has left there are kept if their hash is right.
         rows: rows with weights of their own.
+        dtype: ``float32``, ``bfloat16`` or ``float16``, whatever the models have (None: theirs,
+            which must be alike).
         shard_bytes: size of a weight file.
 
     Raises:
@@ -119,104 +79,85 @@ def merge_weights(
             the weights are unfit.
     """
     for given in (weights, *([rows.weights] if rows else [])):
-        check_weights(given, len(sources))
-    threads = min(_THREADS, os.cpu_count() or 1)
+        check_weights(given, len(models))
+    check_models(models, dtype)
+    kinds = {name: (_NAMES[dtype] if dtype else stored.dtype, stored.shape)
+             for name, stored in models[0].tensors.items()}  # fmt: skip
+    sizes = {name: models[0].tensors[name].bytes_as(kind) for name, (kind, _) in kinds.items()}
+    files = {file: laid_out(kinds, names) for file, names in _shards(sizes, shard_bytes).items()}
+    found = {stored.dtype for model in models for stored in model.tensors.values()}
     with ExitStack() as stack:
-        models = opened_alike(sources, stack)
-        tensors = models[0].tensors
-        files = _shards(tensors, shard_bytes)
-        pool = stack.enter_context(ThreadPoolExecutor(threads))
+        flow = MeanFlow(
+            models=models, dtypes=found | {kind for kind, _ in kinds.values()}, stack=stack
+        )
+        disk = stack.enter_context(ThreadPoolExecutor(1))
+        settled: Future[None] | None = None
         hashes = {}
         for file, names in files.items():
-            if not (found := _kept(folder, file)):
-                jobs = (job for name in names for job in _jobs(models, name, weights, rows))
-                blocks = _in_order(pool, jobs, threads + _AHEAD)
-                begin = head({name: tensors[name] for name in names})
-                found = _write(folder, file, begin, blocks)
-            hashes[file] = found
-    numbers = sum(stored.numbers for stored in tensors.values())
-    return Merged(files, hashes, numbers, sum(stored.bytes for stored in tensors.values()))
+            if not (hashed := _kept(folder, file)):
+                blocks = (
+                    block for name in names
+                    for block in _blocks(name, kinds[name], weights, rows, flow.block)
+                )  # fmt: skip
+                hashed, settle = _write(folder, file, head(kinds, names), flow.means(blocks))
+                if settled:
+                    settled.result()
+                settled = disk.submit(settle)  # while the next file is summed
+            hashes[file] = hashed
+        read = flow.hashes()
+        if settled:
+            settled.result()
+    numbers = sum(stored.numbers for stored in models[0].tensors.values())
+    return Merged(files, hashes, numbers, sum(sizes.values()), read)
 
 
 def check_weights(weights: Sequence[float], models: int) -> None:
     """Refuse weights that give no mean."""
     if len(weights) != models or not models:
         raise UsageError(f"{models} models and {len(weights)} weights: give one weight each")
-    if not all(0 <= w < math.inf for w in weights) or sum(weights) == 0:
+    if not (all(w >= 0 for w in weights) and _LEAST < sum(weights) < _MOST):
         raise UsageError(
             f"merge weights {[*weights]} must be finite, not negative and not all zero"
         )
 
 
-def check_tensors(sources: Sequence[Path]) -> None:
-    """Refuse, as :func:`merge_weights` does, models whose tensors differ; nothing else is read."""
-    with ExitStack() as stack:
-        opened_alike(sources, stack)
+def check_models(models: Sequence[StoredModel], dtype: str | None = None) -> None:
+    """Refuse, as :func:`merge_weights` does, models whose tensors differ; no number is read."""
+    if dtype is not None and dtype not in _NAMES:
+        raise UsageError(f"dtype={dtype} is none of {', '.join(_NAMES)}")
+    check_alike(models, dtypes=dtype is None)
 
 
-def _shards(tensors: dict[str, Stored], shard_bytes: int) -> dict[str, list[str]]:
-    """Which tensors go into which file, in the order in which they lie there."""
+def _shards(sizes_bytes: Mapping[str, int], shard_bytes: int) -> dict[str, list[str]]:
+    """Which tensors go into which file."""
     shards: list[list[str]] = [[]]
     held = 0
-    for name in sorted(tensors):
-        if shards[-1] and held + tensors[name].bytes > shard_bytes:
+    for name in sorted(sizes_bytes):
+        if shards[-1] and held + sizes_bytes[name] > shard_bytes:
             shards.append([])
             held = 0
         shards[-1].append(name)
-        held += tensors[name].bytes
-    return {
-        shard_name(number, len(shards)): laid_out({name: tensors[name] for name in names})
-        for number, names in enumerate(shards)
-    }
+        held += sizes_bytes[name]
+    return {shard_name(number, len(shards)): names for number, names in enumerate(shards)}
 
 
-Job = Callable[[], Tensor]
-
-
-def _jobs(
-    models: Sequence[OpenModel], name: str, weights: Sequence[float], rows: Rows | None
-) -> Iterator[Job]:
-    """The blocks of a tensor, one after the other."""
-    stored = models[0].tensors[name]
-    stretches = [(0, stored.numbers, weights)]
-    if rows is not None and len(stored.shape) == 2 and stored.shape[0] == rows.table_rows:
-        begin, end = (row * stored.shape[1] for row in (rows.start, rows.stop))
-        after = (end, stored.numbers, weights)
-        stretches = [(0, begin, weights), (begin, end, rows.weights), after]
-
-    def job(start: int, count: int, given: Sequence[float]) -> Job:
-        return lambda: _block(models, name, start, count, given)
-
+def _blocks(
+    name: str,
+    kind: tuple[str, tuple[int, ...]],
+    weights: Sequence[float],
+    rows: Rows | None,
+    most: int,
+) -> Iterator[Block]:
+    """The blocks of a tensor, one after the other, of ``most`` numbers."""
+    dtype, shape = kind
+    numbers = torch.Size(shape).numel()
+    stretches = [(0, numbers, weights)]
+    if rows is not None and len(shape) == 2 and shape[0] == rows.table_rows:
+        begin, end = (row * shape[1] for row in (rows.start, rows.stop))
+        stretches = [(0, begin, weights), (begin, end, rows.weights), (end, numbers, weights)]
     for first, last, given in stretches:
-        for start in range(first, last, _BLOCK):
-            yield job(start, min(_BLOCK, last - start), given)
-
-
-def _block(
-    models: Sequence[OpenModel], name: str, start: int, count: int, weights: Sequence[float]
-) -> Tensor:
-    """The mean of numbers ``start`` to ``start + count`` of a tensor; weights of 0 read nothing."""
-    out = torch.empty(count, dtype=DTYPES[models[0].tensors[name].dtype])
-    used = [(model, weight) for model, weight in zip(models, weights, strict=True) if weight]
-    read = torch.empty(min(count, _SLICE), dtype=out.dtype)
-    room = room_for(len(read))
-    for at in range(0, count, _SLICE):
-        piece = out[at : at + _SLICE]
-        here = read[: len(piece)]
-        parts = ((model.read(name, start + at, here), weight) for model, weight in used)
-        mean(parts, sum(weights), piece, room)
-    return out
-
-
-def _in_order(pool: ThreadPoolExecutor, jobs: Iterator[Job], most: int) -> Iterator[Tensor]:
-    """Results of jobs in their order; at most so many are there at any time."""
-    begun: deque[Future[Tensor]] = deque()
-    for job in jobs:
-        begun.append(pool.submit(job))
-        if len(begun) == most:
-            yield begun.popleft().result()
-    while begun:
-        yield begun.popleft().result()
+        for start in range(first, last, most):
+            yield Block(name, start, min(most, last - start), DTYPES[dtype], given)
 
 
 def _kept(folder: Path, file: str) -> str:
@@ -229,16 +170,27 @@ def _kept(folder: Path, file: str) -> str:
     return found if found == digest.read_text() else ""
 
 
-def _write(folder: Path, file: str, begin: bytes, blocks: Iterator[Tensor]) -> str:
-    """Write a weight file down to the disk, then its hash beside it."""
+def _write(
+    folder: Path, file: str, begin: bytes, means: Iterator[Tensor]
+) -> tuple[str, Callable[[], None]]:
+    """Write a weight file; its hash, and what brings it to the disk with its hash beside it."""
     hashed = hashlib.sha256(begin)
-    with open(folder / f"{file}{PART}", "wb") as handle:
-        handle.write(begin)
-        for block in blocks:
-            data: Any = block.view(torch.uint8).numpy()
-            hashed.update(data)
-            handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-    write_text(folder / f"{file}{DIGEST}", hashed.hexdigest())
-    return hashed.hexdigest()
+    handle = open(folder / f"{file}{PART}", "wb", buffering=0)  # noqa: SIM115 (settle closes it)
+    handle.write(begin)
+    for mean in means:
+        data: Any = mean.view(torch.uint8).numpy()
+        hashed.update(data)
+        _write_all(handle, data)
+
+    def settle() -> None:
+        with handle:
+            os.fsync(handle.fileno())
+        write_text(folder / f"{file}{DIGEST}", hashed.hexdigest())
+
+    return hashed.hexdigest(), settle
+
+
+def _write_all(handle: Any, data: Any) -> None:
+    view, done = memoryview(data), 0
+    while done < len(view):  # unbuffered, a write may stop early
+        done += handle.write(view[done:])

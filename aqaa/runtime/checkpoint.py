@@ -31,13 +31,18 @@ from aqaa.runtime.agreement import any_rank
 from aqaa.runtime.containers import decode, encode
 from aqaa.runtime.shard_files import LIST, ShardFiles, Stretch, held, needed, runs, shard_name
 from aqaa.runtime.shards import optimizer_state, unsharded
-from aqaa.runtime.states import read_manifest, saved_states, seal, set_aside, write_synced
 from aqaa.runtime.tensor_file import HostCopy, read_hashed, tensors_in, write_hashed
 from aqaa.runtime.writer import Writer
-
-FORMAT = 1
-STATE = "state"
-SHARDED = "sharded"  # the part of a state that tells of its shards
+from aqaa.states import (
+    FORMAT,
+    SHARDED,
+    STATE,
+    read_manifest,
+    saved_states,
+    seal,
+    set_aside,
+    write_synced,
+)
 
 
 class StateFiles(CheckpointIO):
@@ -215,7 +220,7 @@ def read_state(
     listed = json.loads(bytes(content(LIST).numpy()))
     shards = range(sum(name.startswith("shard_") for name in digests))
     mine = shards if wanted is None else needed(listed, wanted, shards)
-    return state, ShardFiles.read_in(tensors_in(content(shard_name(n))) for n in mine)
+    return state, ShardFiles(shards=(tensors_in(content(shard_name(n))) for n in mine))
 
 
 def _manifest(folder: Path) -> dict[str, str]:

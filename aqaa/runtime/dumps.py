@@ -16,7 +16,7 @@ from torch import Tensor
 from aqaa.errors import UsageError
 from aqaa.ranks import rank, ranks
 from aqaa.runtime.containers import decode, encode
-from aqaa.runtime.states import step_folder
+from aqaa.states import step_folder
 from aqaa.storage import load_tensors, read_json, save_tensors, write_json
 
 DUMPS = "dumps"

@@ -5,25 +5,21 @@ Letters: none; parameters pass one at a time, whatever their shape.
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from aqaa.backbone.shards import INDEX, SHARD_BYTES, read_tensors, tensor_files, write_tensors
+from aqaa.backbone.saved import saved_model, started_from, trained
+from aqaa.backbone.shards import INDEX, SHARD_BYTES, read_tensors, write_tensors
+from aqaa.backbone.slices import StoredModel
 from aqaa.errors import UsageError
-from aqaa.lineage import IDS, MODEL, PARENTS, RECORD
-from aqaa.runtime.checkpoint import FORMAT, SHARDED, STATE
-from aqaa.runtime.containers import decode
-from aqaa.runtime.shard_files import ShardFiles
-from aqaa.runtime.shards import unsharded
-from aqaa.runtime.states import STATES, read_manifest, saved_states, step_folder, step_of
+from aqaa.lineage import IDS, MODEL, RECORD
 from aqaa.runtime.tensor_file import check_hash
-from aqaa.storage import atomic_folder, narrowed, read_json, verify_manifest
+from aqaa.states import STATES, read_manifest, saved_states, step_folder, step_of
+from aqaa.storage import atomic_folder, narrowed, verify_manifest
 
-_PREFIX = "decoder."  # what a stage of the backbone calls it
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -64,7 +60,7 @@ def export(
         like, tensors, what = run / MODEL, _finished(run), "the finished model"
     else:
         state = _state(run, step)
-        like = Path(model or _started_from(run))
+        like = Path(model or started_from(run))
         tensors, what = _saved(run, like, state), f"step {step_of(state)}"
     with atomic_folder(out) as folder:
         for file in like.iterdir():
@@ -86,10 +82,8 @@ def _finished(run: Path) -> Iterator[tuple[str, Tensor]]:
 
 def _saved(run: Path, start: Path, state: Path) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a saved state, in the order of the model it started from."""
-    names = [name for members in tensor_files(start).values() for name in members]
-    saved, read = _parameters(state)
-    _check(run, start, names, saved)
-    return _ordered(start, saved, read)
+    model = saved_model(run, state, start)
+    return _ordered(start, model, trained(state).keys())
 
 
 def _state(run: Path, step: int | None) -> Path:
@@ -118,50 +112,9 @@ def _verify(state: Path) -> None:
         check_hash(state / name, digest)
 
 
-def _started_from(run: Path) -> str:
-    parents = read_json(run / PARENTS)
-    if not isinstance(parents, dict) or "model" not in parents:
-        raise UsageError(f"{run} starts from no model: only a backbone is exported")
-    return str(parents["model"]["path"])
-
-
-def _parameters(state: Path) -> tuple[set[str], Callable[[str], Tensor]]:
-    """Names of the saved parameters, and how one is read; nothing is read yet."""
-    content = read_json(state / f"{STATE}.json")
-    if content["format"] != FORMAT:
-        raise UsageError(f"{state} is of format {content['format']}: this version reads {FORMAT}")
-    tree = content["tree"]
-    opened = safe_open(state / f"{STATE}.safetensors", framework="pt")
-    if SHARDED not in tree:
-        places = {name: node["~tensor"] for name, node in tree["state_dict"].items()}
-        return set(places), lambda name: opened.get_tensor(places[name])
-    shapes: dict[str, list[int]] = decode(tree[SHARDED]["shapes"], {})
-    files = ShardFiles.opened(state)
-
-    def read(name: str) -> Tensor:
-        return next(unsharded({"shapes": {name: shapes[name]}}, files))[1]
-
-    return set(shapes), read
-
-
-def _check(run: Path, start: Path, names: list[str], saved: set[str]) -> None:
-    """Refuse a run whose parameters are not those of the model it started from."""
-    trained = {name.removeprefix(_PREFIX) for name in saved if name.startswith(_PREFIX)}
-    if not trained:
-        raise UsageError(f"{run} trains no backbone: its model is written when it ends")
-    if more := sorted(trained - set(names) - {"lm_head.weight"}):  # tied: saved twice
-        raise UsageError(
-            f"{run} has {more[0]}, which {start} has not: an adapter or another network is written "
-            f"when the run ends"
-        )
-
-
 def _ordered(
-    start: Path, saved: set[str], read: Callable[[str], Tensor]
+    start: Path, model: StoredModel, trained: Collection[str]
 ) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the model: as it was saved, or, where it was not trained, as it began."""
     for name, tensor in read_tensors(start):
-        found = read(_PREFIX + name) if _PREFIX + name in saved else tensor
-        if found.shape != tensor.shape:
-            raise UsageError(f"{name} is {list(found.shape)}, but {start} has {list(tensor.shape)}")
-        yield name, found
+        yield name, model.whole(name) if name in trained else tensor

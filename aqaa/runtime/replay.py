@@ -21,8 +21,8 @@ from aqaa.errors import UsageError
 from aqaa.lineage import parent, read_lineage
 from aqaa.runtime.dumps import DUMPS, read_dump
 from aqaa.runtime.starts import Start, read_starts
-from aqaa.runtime.states import STATES, saved_states, step_folder, step_of
 from aqaa.stages.language import SLOT_WEIGHTS, weight_of_slots, weights_by_slot
+from aqaa.states import STATES, saved_states, step_folder, step_of
 from aqaa.storage import atomic_folder, check_replaceable, save_tensors, write_json
 
 # A run folder's settings may come from anywhere: they choose among these and build nothing else.

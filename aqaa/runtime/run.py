@@ -14,8 +14,8 @@ from aqaa import lineage
 from aqaa.errors import RunAgain, UsageError
 from aqaa.runtime import launch
 from aqaa.runtime.budget import steps_of_epochs
-from aqaa.runtime.states import STATES, saved_states, sweep
 from aqaa.runtime.targets import bind_targets
+from aqaa.states import STATES, saved_states, sweep
 from aqaa.storage import MANIFEST, read_json, verify_manifest, write_json, write_text
 
 FINGERPRINT = "fingerprint.json"

@@ -17,8 +17,8 @@ from aqaa.runtime.agreement import largest
 from aqaa.runtime.checkpoint import StateFiles
 from aqaa.runtime.log import MetricsFile
 from aqaa.runtime.randomness import random_states, restore_random
-from aqaa.runtime.states import step_folder
 from aqaa.runtime.strategy import ShardedStrategy
+from aqaa.states import step_folder
 
 # Ctrl-C, what SLURM sends before the time is up, and what it and most others send to end a job.
 _ASKS = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)

@@ -8,12 +8,9 @@ on. ZeRO-3 cuts every parameter evenly, so that it needs two runs on any number 
 Letters: n elements of a stretch.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from aqaa.errors import UsageError
@@ -76,29 +73,18 @@ def needed(listed: Runs, stretches: Iterable[Stretch], shards: Sequence[int]) ->
 
 
 class ShardFiles:
-    """Some shards of one saved state, read in stretches.
+    """Some shards of one saved state, in memory, read in stretches.
 
     Args:
-        parts: tensors by their names in the files, or what reads slices of them as tensors do.
+        shards: of each its tensors, by their names in the file.
     """
 
-    def __init__(self, *, parts: Iterable[tuple[str, int, Any]]) -> None:
-        self._stretches: dict[tuple[str, str], list[tuple[int, int, Any]]] = {}
-        for full, count, part in parts:
+    def __init__(self, *, shards: Iterable[Mapping[str, Tensor]]) -> None:
+        self._stretches: dict[tuple[str, str], list[tuple[int, int, Tensor]]] = {}
+        for full, part in (item for shard in shards for item in shard.items()):
             key, name, start = full.split(":")
-            entry = (int(start), int(start) + count, part)
+            entry = (int(start), int(start) + part.numel(), part)
             self._stretches.setdefault((key, name), []).append(entry)
-
-    @classmethod
-    def opened(cls, folder: Path) -> "ShardFiles":
-        """All shards of a state that was checked before; a stretch is read when it is asked for."""
-        return cls(parts=_slices(sorted(folder.glob("shard_*"))))
-
-    @classmethod
-    def read_in(cls, shards: Iterable[Mapping[str, Tensor]]) -> "ShardFiles":
-        """Shards that are in memory."""
-        tensors = ((full, t.numel(), t) for shard in shards for full, t in shard.items())
-        return cls(parts=tensors)
 
     def read(self, key: str, name: str, start: int, count: int) -> Tensor:
         """Elements ``start`` to ``start + count`` of a flattened parameter, (n,).
@@ -114,11 +100,3 @@ class ShardFiles:
         if at != end:
             raise UsageError(f"the saved shards lack {key} of {name}: they are of another run")
         return torch.cat(parts) if len(parts) != 1 else parts[0]
-
-
-def _slices(paths: Iterable[Path]) -> Iterator[tuple[str, int, Any]]:
-    for path in paths:
-        file = safe_open(path, framework="pt")
-        for full in file.keys():
-            part = file.get_slice(full)
-            yield full, part.get_shape()[0], part

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from aqaa.errors import UsageError
 from aqaa.runtime.shard_files import Stretch
-
-MASTER = "fp32"
+from aqaa.states import MASTER
 
 
 @dataclass(frozen=True)

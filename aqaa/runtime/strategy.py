@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from aqaa.errors import UsageError
 from aqaa.runtime import shards
-from aqaa.runtime.checkpoint import SHARDED
+from aqaa.states import SHARDED
 from aqaa.storage import Gather, in_place
 
 

@@ -4,17 +4,20 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aqaa import lineage
 from aqaa.backbone.loading import Ids
-from aqaa.backbone.merging import PART, Rows, check_tensors, check_weights, merge_weights
+from aqaa.backbone.merging import PART, Rows, check_models, check_weights, merge_weights
+from aqaa.backbone.saved import saved_model, started_from
 from aqaa.backbone.shards import SHARD_BYTES, write_index
+from aqaa.backbone.slices import StoredModel
 from aqaa.errors import UsageError
+from aqaa.states import STATE, STATES, saved_states
 from aqaa.storage import atomic_folder, read_json, sha256_file, write_json, write_text
 
 STAGE = "merge"
@@ -25,22 +28,43 @@ PLAN = "plan.json"
 _INCIDENTAL = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache"}
 
 
+@dataclass(frozen=True)
+class _Source:
+    """One of the models: its tensors, and the folder whose config.json and ids are its own.
+
+    ``path`` names it: a model's folder, or a saved state whose run began with ``settings``.
+    """
+
+    path: Path
+    settings: Path
+    model: StoredModel
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where its tensors lie: in a state, and the rest, not trained, in the model before."""
+        return sorted({file.parent for file in self.model.files} | {self.path})
+
+
 def merge(
     *,
     models: Sequence[str],
     weights: Sequence[float],
     out: str,
     audio_weights: Sequence[float] | None = None,
+    dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> int:
-    """Average backbone folders into the run folder ``out``; the same call goes on with a cut one.
+    """Average backbones into the run folder ``out``; the same call goes on with a cut one.
 
     Args:
-        models: model folders or finished runs, all grown from one pre-training and with the same
-            ids.
+        models: model folders, runs (one that has not ended stands for its latest saved state), or
+            saved states, of one process or of many ranks; all grown from one pre-training and with
+            the same ids.
         weights: one weight each; they are divided by their sum.
         out: run folder, its model/ written as a whole.
         audio_weights: of the audio ids' rows of the embedding and the head (None: as the rest).
+        dtype: ``float32``, ``bfloat16`` or ``float16`` to round to, whatever the models have (None:
+            theirs, which must be alike; a saved state has float32).
         shard_bytes: of a weight file.
 
     Returns:
@@ -50,31 +74,30 @@ def merge(
         UsageError: the models do not fit one another, or ``out`` holds something else.
     """
     begun = time.monotonic()
-    run, folders = Path(out), [_model(Path(m)) for m in models]
+    run, sources = Path(out), [_source(Path(m)) for m in models]
     _check_free(run)
     settings: dict[str, Any] = {"weights": [float(w) for w in weights]}
     if audio_weights is not None:
         settings["audio_weights"] = [float(w) for w in audio_weights]
     for given in settings.values():
-        check_weights(given, len(folders))
-    _check_alike(folders)
-    check_tensors(folders)
-    made_of = {**settings, "shard_bytes": shard_bytes, "files": [_files(f) for f in folders]}
-    with _working(run, made_of) as working, ThreadPoolExecutor(1) as pool:
-        # Hashed beside the summing, which reads the same bytes; both are over before the seal.
-        checked = pool.submit(lambda: [lineage.parent(folder) for folder in folders])
+        check_weights(given, len(sources))
+    if dtype is not None:
+        settings["dtype"] = dtype
+    check_models([source.model for source in sources], dtype)
+    _check_alike(sources)
+    files = [_files(source) for source in sources]
+    with _working(run, {**settings, "shard_bytes": shard_bytes, "files": files}) as working:
         merged = merge_weights(
-            folders, settings["weights"], working, shard_bytes=shard_bytes,
-            rows=_audio_rows(folders[0], settings.get("audio_weights")),
+            [source.model for source in sources], settings["weights"], working, dtype=dtype,
+            rows=_audio_rows(sources[0], settings.get("audio_weights")), shard_bytes=shard_bytes,
         )  # fmt: skip
-        parents = {f"model_{i}": found for i, found in enumerate(checked.result())}
+        parents = _parents(sources, merged.read)
         with atomic_folder(run / lineage.MODEL, merged.hashes) as folder:
             for file in merged.files:
                 os.replace(working / f"{file}{PART}", folder / file)
             if len(merged.files) > 1:
                 write_index(folder, merged.files, merged.total_bytes)
-            write_json(folder / "config.json", read_json(folders[0] / "config.json"))
-            Ids.load(folders[0]).save(folder)
+            _describe(folder, sources[0].settings, dtype)
     record = {"models": [str(m) for m in models], **settings, "out": str(out)}
     lines = [f"{name}: {json.dumps(value)}\n" for name, value in record.items()]
     write_text(run / SETTINGS, "".join(lines))
@@ -85,30 +108,61 @@ def merge(
     return merged.parameters
 
 
-def _model(folder: Path) -> Path:
-    """The model of a finished run, or the folder itself."""
+def _source(folder: Path) -> _Source:
+    """The model of a finished run, the latest state of another run, a state, or a model folder."""
     if not folder.is_dir():
         raise UsageError(f"{folder} does not exist: run the stage that makes it first")
     if (folder / lineage.RECORD).is_file():
-        return folder / lineage.MODEL
+        return _Source(folder / lineage.MODEL, folder / lineage.MODEL,
+                       StoredModel.of(folder / lineage.MODEL))  # fmt: skip
     if (folder / lineage.PARENTS).is_file():
-        raise UsageError(
-            f"{folder} is a run that has not ended: `aqaa export run={folder} out=...` writes the "
-            "model of its latest saved state"
-        )
-    return folder
+        states = saved_states(folder / STATES)
+        if not states:
+            raise UsageError(f"{folder} is a run that has not ended and has saved no state")
+        return _saved(folder, states[0])
+    if (folder / f"{STATE}.json").is_file():
+        return _saved(folder.parent.parent, folder)
+    return _Source(folder, folder, StoredModel.of(folder))
 
 
-def _files(folder: Path) -> list[list[Any]]:
+def _saved(run: Path, state: Path) -> _Source:
+    start = started_from(run)
+    return _Source(state, start, saved_model(run, state, start))
+
+
+def _parents(
+    sources: list[_Source], read: list[Mapping[Path, str]]
+) -> dict[str, lineage.Parent]:
+    """Every folder that was read, checked by what was hashed on the way."""
+    parents = {}
+    for number, (source, known) in enumerate(zip(sources, read, strict=True)):
+        for folder in source.folders:
+            name = f"model_{number}" if folder == source.path else f"model_{number}_start"
+            parents[name] = lineage.parent(folder, known)
+    return parents
+
+
+def _describe(folder: Path, like: Path, dtype: str | None) -> None:
+    """Write what a model folder holds beside its weights."""
+    config = read_json(like / "config.json")
+    if dtype is not None:
+        config.pop("torch_dtype", None)
+        config["dtype"] = dtype
+    write_json(folder / "config.json", config)
+    Ids.load(like).save(folder)
+
+
+def _files(source: _Source) -> list[list[Any]]:
     """What names the content of a model without reading it: every file's name, size and time."""
-    stats = ((path, path.stat()) for path in sorted(folder.iterdir()))
+    folders = {*source.folders, source.settings}
+    stats = ((path, path.stat()) for folder in sorted(folders) for path in sorted(folder.iterdir()))
     return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
 
 
-def _audio_rows(folder: Path, weights: list[float] | None) -> Rows | None:
+def _audio_rows(source: _Source, weights: list[float] | None) -> Rows | None:
     if weights is None:
         return None
-    ids = Ids.load(folder).vocabulary
+    ids = Ids.load(source.settings).vocabulary
     return Rows(ids.rows, ids.linguistic_start, ids.marker_start, weights)
 
 
@@ -153,14 +207,14 @@ def _check_free(run: Path) -> None:
             raise UsageError(f"{run} holds {other[0]}, which is no merge's: choose another out")
 
 
-def _check_alike(folders: list[Path]) -> None:
+def _check_alike(sources: list[_Source]) -> None:
     """Refuse models whose tensors or ids do not mean the same."""
-    meanings = [_meaning(folder) for folder in folders]
-    for folder, meaning in zip(folders[1:], meanings[1:], strict=True):
+    meanings = [_meaning(source.settings) for source in sources]
+    for source, meaning in zip(sources[1:], meanings[1:], strict=True):
         for what in sorted(meaning.keys() | meanings[0].keys()):
             if meaning.get(what) != meanings[0].get(what):
                 raise UsageError(
-                    f"{folder} and {folders[0]} have different {what}: "
+                    f"{source.path} and {sources[0].path} have different {what}: "
                     "merge models that were grown from one pre-training"
                 )
 

@@ -9,13 +9,16 @@ import sys
 import time
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from aqaa.backbone.merging import DIGEST, PART, Rows, mean, merge_weights, room_for
+from aqaa.backbone.mean import mean, room_for
+from aqaa.backbone.merging import DIGEST, PART, Merged, Rows, merge_weights
 from aqaa.backbone.shards import WEIGHTS, write_tensors
+from aqaa.backbone.slices import StoredModel
 from aqaa.errors import UsageError
 from aqaa.storage import load_tensors, save_tensors
 from tests.conftest import ROOT
@@ -29,12 +32,18 @@ def write(folder: Path, *states: dict[str, Tensor], shard_bytes: int = 10**9) ->
     return paths
 
 
+def merge_folders(
+    sources: list[Path], weights: list[float], out: Path, **more: Any
+) -> Merged:
+    return merge_weights([StoredModel.of(source) for source in sources], weights, out, **more)
+
+
 def merged(
     sources: list[Path], weights: list[float], out: Path, **more: object
 ) -> dict[str, Tensor]:
     """What a merge writes."""
     out.mkdir(exist_ok=True)
-    found = merge_weights(sources, weights, out, **more)  # type: ignore[arg-type]
+    found = merge_folders(sources, weights, out, **more)
     return {k: v for file in found.files for k, v in load_tensors(out / f"{file}{PART}").items()}
 
 
@@ -171,9 +180,9 @@ def test_rows_with_their_own_weights(tmp_path: Path) -> None:
 def test_unfit_weights_are_refused(weights: list[float], tmp_path: Path) -> None:
     sources = write(tmp_path, state(0), state(1))
     with pytest.raises(UsageError, match="weight"):
-        merge_weights(sources, weights, tmp_path)
+        merge_folders(sources, weights, tmp_path)
     with pytest.raises(UsageError, match="weight"):
-        merge_weights(sources, [1, 1], tmp_path, rows=Rows(9, 0, 1, weights))
+        merge_folders(sources, [1, 1], tmp_path, rows=Rows(9, 0, 1, weights))
     assert not list(tmp_path.glob(f"*{PART}"))
 
 
@@ -203,14 +212,14 @@ def _other(name: str) -> dict[str, Tensor]:
 def test_models_that_do_not_fit_are_refused(name: str, sentence: str, tmp_path: Path) -> None:
     sources = write(tmp_path, state(0), _other(name))
     with pytest.raises(UsageError, match=f"^{re.escape(str(sources[1]))}.*{sentence}"):
-        merge_weights(sources, [1, 1], tmp_path)
+        merge_folders(sources, [1, 1], tmp_path)
     assert not list(tmp_path.glob(f"*{PART}"))
 
 
 def test_whole_numbers_have_no_mean(tmp_path: Path) -> None:
     sources = write(tmp_path, *[{"count": torch.ones(2, dtype=torch.int64)}] * 2)
     with pytest.raises(UsageError, match="count holds I64, of which there is no mean"):
-        merge_weights(sources, [1, 1], tmp_path)
+        merge_folders(sources, [1, 1], tmp_path)
 
 
 def test_a_missing_or_damaged_file_is_named(tmp_path: Path) -> None:
@@ -218,9 +227,9 @@ def test_a_missing_or_damaged_file_is_named(tmp_path: Path) -> None:
     damaged = sources[1] / WEIGHTS
     damaged.write_bytes(damaged.read_bytes()[:-30])
     with pytest.raises(UsageError, match=f"cannot read {damaged}"):
-        merge_weights(sources, [1, 1], tmp_path)
+        merge_folders(sources, [1, 1], tmp_path)
     with pytest.raises(UsageError, match="holds neither"):
-        merge_weights([sources[0], tmp_path / "none"], [1, 1], tmp_path)
+        merge_folders([sources[0], tmp_path / "none"], [1, 1], tmp_path)
 
 
 # ---- kills and memory, in processes of their own
@@ -230,7 +239,7 @@ import json, sys
 from pathlib import Path
 import torch
 from aqaa.backbone.merging import merge_weights
-from aqaa.backbone.slices import OpenModel
+from aqaa.backbone.slices import StoredModel
 
 torch.randn(1 << 16).double().mul_(2).float().bfloat16()  # what torch loads late is not ours
 def line(name):
@@ -238,14 +247,15 @@ def line(name):
     return int(text.split(name + ":")[1].split()[0]) * 1024
 
 before, most = line("RssAnon"), 0
-real = OpenModel.read
+real = StoredModel.read
 def read(self, *args):
     global most
     most = max(most, line("RssAnon"))
     return real(self, *args)
-OpenModel.read = read
+StoredModel.read = read
 out, limit, *sources = sys.argv[1:]
-merge_weights([Path(s) for s in sources], [5, 5, 1], Path(out), shard_bytes=int(limit))
+models = [StoredModel.of(Path(s)) for s in sources]
+merge_weights(models, [5, 5, 1], Path(out), shard_bytes=int(limit))
 print(json.dumps(most - before))
 """
 
@@ -291,7 +301,7 @@ def test_a_killed_merge_goes_on_with_the_file_it_was_at(large: list[Path], tmp_p
     assert not list(out.rglob("*.safetensors"))  # nothing that anybody would load
     damaged = out / f"model-00003-of-00003.safetensors{PART}"
     damaged.write_bytes(b"half of it")
-    merge_weights(large, [5, 5, 1], out, shard_bytes=limit)
+    merge_folders(large, [5, 5, 1], out, shard_bytes=limit)
     assert all(p.stat().st_mtime_ns == wrote for p, wrote in done.items())
     for i, name in enumerate("abc"):
         parts = [load_tensors(source / WEIGHTS)[name] for source in large]
@@ -301,6 +311,6 @@ def test_a_killed_merge_goes_on_with_the_file_it_was_at(large: list[Path], tmp_p
     data = bytearray(part.read_bytes())
     data[-1] ^= 1
     part.write_bytes(data)  # what is found damaged is made again
-    again = merge_weights(large, [5, 5, 1], out, shard_bytes=limit)
+    again = merge_folders(large, [5, 5, 1], out, shard_bytes=limit)
     data[-1] ^= 1
     assert part.read_bytes() == bytes(data) and len(again.hashes) == 3

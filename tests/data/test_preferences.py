@@ -11,11 +11,11 @@ from aqaa.backbone.decoding import Decoder
 from aqaa.backbone.loading import Ids
 from aqaa.data.corpus import Corpus, answer_text
 from aqaa.data.manifest import read_manifest, write_manifest
-from aqaa.data.pairs import pairs
 from aqaa.data.preferences import PreferenceBatch, PreferenceBatches, message, turn
 from aqaa.data.token_store import TokenStore
 from aqaa.data.validate import validate
 from aqaa.errors import UsageError
+from aqaa.evaluation.pairs import pairs
 from aqaa.losses.masked_dpo import MASKS
 from aqaa.signals import CodePair, Turn
 from aqaa.storage import read_json, tree_hash

@@ -10,11 +10,11 @@ import pytest
 from aqaa.backbone.loading import Ids
 from aqaa.data.corpus import SPLITS, Corpus, question_part
 from aqaa.data.dialogues import DialogueBatches
-from aqaa.data.pairs import pairs
 from aqaa.data.token_store import TokenStore
 from aqaa.data.tokenize import tokenize
 from aqaa.data.voice import FlowBatches
 from aqaa.errors import UsageError
+from aqaa.evaluation.pairs import pairs
 from aqaa.lineage import tokenizer_hash
 from aqaa.signals import CodePair
 from aqaa.storage import read_json, tree_hash, verify_manifest, write_json, write_manifest

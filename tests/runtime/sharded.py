@@ -21,10 +21,10 @@ from aqaa.runtime.checkpoint import StateFiles
 from aqaa.runtime.guard import StopOnNonFinite, Watchdog
 from aqaa.runtime.saving import SaveState, StopRequested
 from aqaa.runtime.shard_files import held
-from aqaa.runtime.states import saved_states
 from aqaa.runtime.tensor_file import read_hashed
 from aqaa.stages.optimizer import OptimizerSettings
 from aqaa.stages.sft import Sft
+from aqaa.states import saved_states
 from aqaa.storage import load_tensors
 from tests.runtime.two_ranks import LORA, Tokens, spied, strategy
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from aqaa.errors import UsageError
 from aqaa.runtime.checkpoint import StateFiles, read_state
 from aqaa.runtime.saving import SaveState, StopRequested
-from aqaa.runtime.states import saved_states, step_folder, sweep
 from aqaa.runtime.tensor_file import HostCopy
+from aqaa.states import saved_states, step_folder, sweep
 from tests.runtime.toy import Toy, fit
 
 FLIPS = 300

@@ -6,17 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from aqaa.backbone.loading import load_backbone
 from aqaa.backbone.shards import read_tensors
 from aqaa.errors import UsageError
-from aqaa.runtime.checkpoint import SHARDED, StateFiles
 from aqaa.runtime.export import export
-from aqaa.runtime.states import saved_states, seal, step_folder
-from aqaa.storage import load_tensors, sha256_file, verify_manifest, write_json, write_manifest
+from aqaa.states import saved_states, step_folder
+from aqaa.storage import load_tensors, verify_manifest, write_json, write_manifest
 from tests.alive import Alive
 from tests.runtime.two_ranks import write_models
+from tests.saved import save, save_plain, save_sharded
 
 
 @pytest.fixture(scope="module")
@@ -33,37 +32,12 @@ def trained(start: Path) -> dict[str, Any]:
     return {name: torch.randn(tensor.shape) for name, tensor in state.items()}
 
 
-def save(run: Path, start: Path, step: int, state: dict[str, Any]) -> None:
-    write_json(run / "parents.json", {"model": {"path": str(start)}})
-    files = StateFiles(keep=3)
-    files.save_checkpoint(state, step_folder(run / "checkpoints", step))
-    files.writer.wait()
-
-
-def save_plain(run: Path, start: Path, step: int) -> None:
-    weights = {f"decoder.{name}": tensor for name, tensor in trained(start).items()}
-    save(run, start, step, {"global_step": step, "state_dict": weights, "optimizer_states": []})
-
-
-def save_sharded(run: Path, start: Path, step: int, ranks: int) -> None:
-    """As so many ranks leave it: cut anywhere, a file a rank."""
-    weights = {f"decoder.{name}": tensor for name, tensor in trained(start).items()}
-    about = {"shapes": {name: list(tensor.shape) for name, tensor in weights.items()}}
-    save(run, start, step, {"global_step": step, "state_dict": {}, SHARDED: about})
-    folder = step_folder(run / "checkpoints", step)
-    for rank in range(ranks):
-        parts = {}
-        for name, tensor in weights.items():
-            each = -(-tensor.numel() // ranks)
-            part = tensor.flatten()[rank * each : (rank + 1) * each]
-            if len(part):
-                parts[f"fp32:{name}:{rank * each}"] = part.clone()
-        save_file(parts, folder / f"shard_{rank:05d}.safetensors")
-    (folder / "MANIFEST.sha256").unlink()
-    lines = [f"{sha256_file(p)}  {p.name}" for p in sorted(folder.iterdir())]
-    writing = folder.with_name(".writing")
-    folder.rename(writing)
-    seal(writing, folder, lines)
+def leave(run: Path, start: Path, ranks: int) -> None:
+    """The state of step 7, of so many ranks or of one process."""
+    if ranks:
+        save_sharded(run, start, 7, trained(start), ranks)
+    else:
+        save_plain(run, start, 7, trained(start))
 
 
 def logits(folder: Path) -> torch.Tensor:
@@ -76,7 +50,7 @@ def logits(folder: Path) -> torch.Tensor:
 @pytest.mark.parametrize("ranks", [0, 1, 2, 5])
 def test_logits_are_equal_after_the_way_out(ranks: int, start: Path, tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
-    save_sharded(run, start, 7, ranks) if ranks else save_plain(run, start, 7)
+    leave(run, start, ranks)
     assert export(source=str(run), out=str(out), shard_bytes=100_000) == out
     verify_manifest(out)
     assert len(list(out.glob("model-*-of-*.safetensors"))) > 1
@@ -96,7 +70,7 @@ def test_a_file_of_it_is_in_memory_at_a_time(
     from aqaa.runtime import export as module
 
     run, alive, limit = tmp_path / "run", Alive(), 20_000
-    save_sharded(run, start, 7, ranks) if ranks else save_plain(run, start, 7)
+    leave(run, start, ranks)
     real = module.narrowed
     monkeypatch.setattr(module, "narrowed", lambda *args: alive.see(real(*args)))
     export(source=str(run), out=str(tmp_path / "out"), shard_bytes=limit)
@@ -135,7 +109,7 @@ def test_a_real_run_is_exported_as_it_ended(tmp_path: Path, start: Path) -> None
 
 def test_another_precision_and_another_step(start: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    save_plain(run, start, 3)
+    save_plain(run, start, 3, trained(start))
     save(run, start, 4, {"state_dict": {f"decoder.{k}": v * 0 for k, v in trained(start).items()}})
     export(source=str(run), out=str(tmp_path / "out"), step=3, dtype="bfloat16")
     for name, tensor in read_tensors(tmp_path / "out"):
@@ -146,8 +120,8 @@ def test_a_damaged_state_is_named_and_the_one_before_taken(
     start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    save_plain(run, start, 3)
-    save_sharded(run, start, 4, 2)
+    save_plain(run, start, 3, trained(start))
+    save_sharded(run, start, 4, trained(start), 2)
     last = step_folder(run / "checkpoints", 4) / "shard_00001.safetensors"
     data = bytearray(last.read_bytes())
     data[-1] ^= 1

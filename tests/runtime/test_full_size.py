@@ -31,10 +31,11 @@ from aqaa.data.collate import TokenBatch
 from aqaa.data.module import DataModule
 from aqaa.data.preferences import PreferenceBatch
 from aqaa.runtime import checkpoint
-from aqaa.runtime.checkpoint import SHARDED, StateFiles, read_state
+from aqaa.runtime.checkpoint import StateFiles, read_state
 from aqaa.runtime.compose import bind_targets, compose
 from aqaa.runtime.planner_memory import Placement, memory
 from aqaa.runtime.shard_files import shard_name
+from aqaa.states import SHARDED
 from aqaa.storage import read_json, sha256_file
 from aqaa.vocabulary import Vocabulary
 from tests.conftest import ROOT
@@ -112,7 +113,8 @@ def test_the_stage_of_a_preset_runs_at_130b(
     monkeypatch.setattr(dpo.Dpo, "_reference_scores", lambda *a: reference)
     monkeypatch.setattr(type(stage), "_log", lambda *a, **k: None, raising=False)
     monkeypatch.setattr(type(stage), "log_dict", lambda *a, **k: None)
-    source = SimpleNamespace(names=("toy",), bind=lambda ids: None, rows=[0], keep=[True, False, False, False])
+    keep = [True, False, False, False]
+    source = SimpleNamespace(names=("toy",), bind=lambda ids: None, rows=[0], keep=keep)
     stage._trainer = SimpleNamespace(
         datamodule=SimpleNamespace(source=source),
         log_every_n_steps=1, accumulate_grad_batches=1, global_step=0,

@@ -15,7 +15,7 @@ import torch
 from aqaa.errors import UsageError
 from aqaa.runtime.checkpoint import StateFiles, read_state
 from aqaa.runtime.shards import MASTER, WholeCopies, optimizer_state, unsharded
-from aqaa.runtime.states import saved_states
+from aqaa.states import saved_states
 from aqaa.storage import load_tensors, read_json, verify_manifest
 from tests.conftest import ROOT
 from tests.runtime.sharded import CUT, STEPS, train, write_tied

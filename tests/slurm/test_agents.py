@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from aqaa.runtime.states import saved_states, step_of
+from aqaa.states import saved_states, step_of
 from aqaa.storage import load_tensors
 from tests.conftest import ROOT, STEPS, Chain
 from tests.runs import WEIGHTS, rows, train

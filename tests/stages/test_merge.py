@@ -12,9 +12,19 @@ import torch
 from aqaa.backbone.loading import Ids, load_backbone
 from aqaa.backbone.shards import INDEX, WEIGHTS, read_tensors, write_tensors
 from aqaa.errors import UsageError
+from aqaa.runtime.export import export
 from aqaa.stages.merge import merge
-from aqaa.storage import load_tensors, read_json, verify_manifest, write_json, write_manifest
+from aqaa.storage import (
+    load_tensors,
+    read_json,
+    save_tensors,
+    tree_hash,
+    verify_manifest,
+    write_json,
+    write_manifest,
+)
 from tests.conftest import Chain
+from tests.saved import reseal, save_plain, save_sharded
 
 PARTS = ("sft_1", "sft_2", "dpo")
 
@@ -74,9 +84,96 @@ def test_finished_runs_stand_for_their_models(chain: Chain, tmp_path: Path) -> N
         assert (tmp_path / "m/model" / name).read_bytes() == (
             (chain / "merge/model" / name).read_bytes()
         )
-    write_json(tmp_path / "cut/parents.json", {})
-    with pytest.raises(UsageError, match="aqaa export run=.*/cut"):
-        merge(models=[str(tmp_path / "cut")], weights=[1], out=str(tmp_path / "n"))
+
+
+def states(chain: Chain, folder: Path) -> list[str]:
+    """The same three as the saved states of runs: of four ranks, of one process, of three ranks."""
+    for number, (part, ranks) in enumerate(zip(PARTS, (4, 0, 3), strict=True)):
+        weights = load_tensors(chain / part / "model" / WEIGHTS)
+        weights |= {} if ranks else {"lm_head.weight": weights["model.embed_tokens.weight"]}
+        if number == 2:
+            del weights["model.norm.weight"]  # not trained: as it was in the model before
+        run, start = folder / part, chain / "sft_1" / "model"
+        if ranks:
+            save_sharded(run, start, 7, weights, ranks)
+        else:
+            save_plain(run, start, 6, {k: v * 0 for k, v in weights.items()})
+            save_plain(run, start, 7, weights)
+    named = folder / "dpo/checkpoints/step_00000007"
+    return [str(folder / "sft_1"), str(folder / "sft_2"), str(named)]
+
+
+def test_saved_states_are_merged_as_the_models_they_would_become(
+    chain: Chain, tmp_path: Path
+) -> None:
+    found = states(chain, tmp_path)
+    exported = []
+    for run in PARTS:
+        export(source=str(tmp_path / run), out=str(tmp_path / f"{run}_hf"))
+        exported.append(str(tmp_path / f"{run}_hf"))
+    merge(models=exported, weights=[5, 5, 1], out=str(tmp_path / "wanted"))
+    merge(models=found, weights=[5, 5, 1], out=str(tmp_path / "m"))
+    for name in (WEIGHTS, "aqaa.json", "tokenizer.json", "config.json"):
+        assert (tmp_path / "m/model" / name).read_bytes() == (
+            (tmp_path / "wanted/model" / name).read_bytes()
+        )
+    parents = read_json(tmp_path / "m/lineage.json")["parents"]
+    assert sorted(parents) == ["model_0", "model_1", "model_2", "model_2_start"]
+    state = tmp_path / "sft_2/checkpoints/step_00000007"
+    assert parents["model_1"] == {"path": str(state), "hash": tree_hash(state), "verified": True}
+    mixed = [found[0], f"{chain / 'sft_2'}", found[2]]  # beside a run that has ended
+    merge(models=mixed, weights=[5, 5, 1], out=str(tmp_path / "n"))
+    assert (tmp_path / "n/model" / WEIGHTS).read_bytes() == (
+        (tmp_path / "wanted/model" / WEIGHTS).read_bytes()
+    )
+
+
+def test_a_state_that_is_not_whole_is_refused(chain: Chain, tmp_path: Path) -> None:
+    found, out = states(chain, tmp_path), tmp_path / "m"
+
+    def refused(sentence: str) -> None:
+        with pytest.raises(UsageError, match=sentence) as caught:
+            merge(models=found, weights=[5, 5, 1], out=str(out))
+        assert "\n" not in str(caught.value) and not out.exists()
+
+    shard = tmp_path / "sft_1/checkpoints/step_00000007/shard_00002.safetensors"
+    whole = shard.read_bytes()
+    for place in (-1, len(whole) // 3):  # of a master; of a moment, which is only hashed
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        shard.write_bytes(damaged)
+        refused("shard_00002.safetensors is damaged")
+    shard.unlink()
+    reseal(shard.parent)
+    refused("step_00000007 lacks a part of decoder.*: shards of it are missing")
+    start = {"path": f"{chain / 'sft_1'}/model", "hash": "0" * 64}
+    write_json(tmp_path / "sft_1/parents.json", {"model": start})
+    refused("sft_1/model has changed since .*/sft_1 began with it")
+    shutil.rmtree(shard.parent)
+    refused("is a run that has not ended and has saved no state")
+
+
+def test_models_of_other_precisions_are_merged_into_one(chain: Chain, tmp_path: Path) -> None:
+    parts = [load_tensors(f"{folder}/{WEIGHTS}") for folder in folders(chain)]
+    copy = shutil.copytree(folders(chain)[1], tmp_path / "half")
+    parts[1] = {name: tensor.bfloat16() for name, tensor in parts[1].items()}
+    save_tensors(copy / WEIGHTS, parts[1], {"format": "pt"})
+    write_manifest(copy)
+    words = {"models": [folders(chain)[0], str(copy), folders(chain)[2]], "weights": [5, 5, 1]}
+    with pytest.raises(UsageError, match="has BF16 .* and F32 .*; dtype=bfloat16 rounds all"):
+        merge(**words, out=str(tmp_path / "m"))
+    with pytest.raises(UsageError, match="dtype=int8 is none of"):
+        merge(**words, out=str(tmp_path / "m"), dtype="int8")
+    for dtype in (torch.bfloat16, torch.float32):
+        name = str(dtype).removeprefix("torch.")
+        merge(**words, out=str(tmp_path / name), dtype=name)
+        found = load_tensors(tmp_path / name / "model" / WEIGHTS)
+        for key, tensor in found.items():
+            five, also_five, one = (part[key].double() for part in parts)
+            wanted = ((5 * five + 5 * also_five + one) / 11).to(dtype)
+            assert tensor.dtype == dtype and float((tensor == wanted).float().mean()) > 0.999
+        assert read_json(tmp_path / name / "model/config.json")["dtype"] == name
+        assert load_backbone(tmp_path / name / "model").ids
 
 
 def test_audio_rows_may_have_their_own_weights(chain: Chain, tmp_path: Path) -> None:

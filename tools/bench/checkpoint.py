@@ -24,7 +24,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from aqaa.runtime.checkpoint import StateFiles
-from aqaa.runtime.states import step_folder
+from aqaa.states import step_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from turns import machine, told  # noqa: E402

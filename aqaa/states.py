@@ -13,6 +13,10 @@ from aqaa.errors import UsageError
 from aqaa.storage import MANIFEST
 
 STATES = "checkpoints"
+FORMAT = 1
+STATE = "state"
+SHARDED = "sharded"  # the part of a state that tells of its shards
+MASTER = "fp32"  # what a shard calls the parameters, beside the moments of the optimizer
 _NAME = re.compile(r"step_(\d{8,})")
 _LINE = re.compile(r"([0-9a-f]{64})  ([\w.]+)")
 

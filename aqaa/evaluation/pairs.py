@@ -78,19 +78,17 @@ def pairs(
     """
     check_replaceable(out)
     folders = [model, *others]
-    parents = {"model": model, "corpus": corpus, "tokens": tokens}
-    parents |= {f"other_{number}": other for number, other in enumerate(others)}
-    hashes = {name: lineage.parent(path).hash for name, path in parents.items()}
+    hashes = _hashes(model=model, corpus=corpus, tokens=tokens)
+    hashes |= _hashes(**{f"other_{number}": other for number, other in enumerate(others)})
     sounds = {k: v for k, v in (voice or {}).items() if v}
     weights = dict(score or {"text": 1.0})
     scores.check_names(weights, sound=len(sounds) == 2, judge=judge is not None)
     backbones, store, source = _opened(folders, tokens, corpus)
     _check_replies(deaf_share, deaf_replies, backbones)
-    rows = source.rows("train")
-    rng = random.Random(seed)
+    rng, rows = random.Random(seed), source.rows("train")
     rows = rng.sample(rows, min(prompts, len(rows)))
     plan = {
-        "parents": hashes, "voice": {k: lineage.parent(v).hash for k, v in sounds.items()},
+        "parents": hashes, "voice": _hashes(**sounds),
         "score": weights, "margin": margin, "deaf": [deaf_share, *deaf_replies],
         "questions": [row["id"] for row in rows], "samples": samples, "seed": seed,
         "temperature": temperature, "code_noise": code_noise,
@@ -102,19 +100,23 @@ def pairs(
         sampling=Sampling(text_temperature=temperature),
         samples=samples,
         code_noise=code_noise,
-        chooser=_Chooser(weights, margin, _hearing(sounds, source), judge),
+        chooser=_Chooser(
+            weights=weights, margin=margin, hearing=_hearing(sounds, source), judge=judge
+        ),  # fmt: skip
         deaf=_Deaf(deaf_share, list(deaf_replies), seed),
         chance=(rng, generator),
     )
-    asking = Asking(
-        folder=Path(out).with_name(f".{Path(out).name}.asking"),
-        plan=plan, rng=rng, generator=generator,
-    )  # fmt: skip
+    work = Path(out).with_name(f".{Path(out).name}.asking")
+    asking = Asking(folder=work, plan=plan, rng=rng, generator=generator)
     outcomes = list(track(asking.ask(rows, maker.outcome), "pairs", len(rows), unit="questions"))
     try:
         _write(out, outcomes, {"seed": seed, "parents": hashes, "score": weights}, margin)
     finally:
         asking.finish()
+
+
+def _hashes(**folders: str) -> dict[str, str]:
+    return {name: lineage.parent(folder).hash for name, folder in folders.items()}
 
 
 def _write(
@@ -214,7 +216,7 @@ class _Chooser:
     """Scores answers, and says which of two is better by enough."""
 
     def __init__(
-        self, weights: dict[str, float], margin: float,
+        self, *, weights: dict[str, float], margin: float,
         hearing: tuple[scores.Speak, Ear] | None, judge: scores.Judge | None,
     ) -> None:  # fmt: skip
         self._weights, self._margin, self._judge = weights, margin, judge

@@ -77,13 +77,12 @@ def pairs(
         judge: the expected text and the one written to 0..1, for ``score.judge``.
     """
     check_replaceable(out)
-    folders = [model, *others]
     hashes = _hashes(model=model, corpus=corpus, tokens=tokens)
     hashes |= _hashes(**{f"other_{number}": other for number, other in enumerate(others)})
     sounds = {k: v for k, v in (voice or {}).items() if v}
     weights = dict(score or {"text": 1.0})
     scores.check_names(weights, sound=len(sounds) == 2, judge=judge is not None)
-    backbones, store, source = _opened(folders, tokens, corpus)
+    backbones, store, source = _opened([model, *others], tokens, corpus)
     _check_replies(deaf_share, deaf_replies, backbones)
     rng, rows = random.Random(seed), source.rows("train")
     rows = rng.sample(rows, min(prompts, len(rows)))
@@ -94,18 +93,14 @@ def pairs(
         "temperature": temperature, "code_noise": code_noise,
     }  # fmt: skip
     generator = torch.Generator().manual_seed(rng.getrandbits(48))
+    hearing = _hearing(sounds, source)
+    chooser = _Chooser(weights=weights, margin=margin, hearing=hearing, judge=judge)
     maker = _PairMaker(
-        writers=[_Writer(folder, b) for folder, b in zip(folders, backbones, strict=True)],
-        store=store,
-        sampling=Sampling(text_temperature=temperature),
-        samples=samples,
-        code_noise=code_noise,
-        chooser=_Chooser(
-            weights=weights, margin=margin, hearing=_hearing(sounds, source), judge=judge
-        ),  # fmt: skip
+        writers=[_Writer(folder, b) for folder, b in zip([model, *others], backbones, strict=True)],
+        store=store, sampling=Sampling(text_temperature=temperature), samples=samples,
+        code_noise=code_noise, chooser=chooser, chance=(rng, generator),
         deaf=_Deaf(deaf_share, list(deaf_replies), seed),
-        chance=(rng, generator),
-    )
+    )  # fmt: skip
     work = Path(out).with_name(f".{Path(out).name}.asking")
     asking = Asking(folder=work, plan=plan, rng=rng, generator=generator)
     outcomes = list(track(asking.ask(rows, maker.outcome), "pairs", len(rows), unit="questions"))
@@ -253,10 +248,11 @@ class _Deaf:
     replies: list[str]
     seed: int
 
-    def reply(self, question: str) -> str | None:
-        """The reply to be rejected, None for most."""
+    def reply(self, question: str, expected: str) -> str | None:
+        """The reply to be rejected, None for most; never the answer that is expected."""
         rng = random.Random(f"{self.seed}:{question}")
-        return rng.choice(self.replies) if rng.random() < self.share else None
+        wrong = [reply for reply in self.replies if reply != expected]
+        return rng.choice(wrong) if rng.random() < self.share and wrong else None
 
 
 class _PairMaker:
@@ -279,7 +275,7 @@ class _PairMaker:
         spoken = self._store[f"answers/{row['meta']['answer_id']}"]
         own = message("assistant", expected, [spoken])
         found = [self._preference(row["id"], self._noisy(clear), expected, spoken, counts)]
-        if (reply := self._deaf.reply(row["id"])) is not None:
+        if (reply := self._deaf.reply(row["id"], expected)) is not None:
             rejected = message("assistant", reply, [spoken])  # audio is masked: only words differ
             found.append(self._row(f"deaf-{row['id']}", clear, own, rejected, 1.0, DEAF))
             counts["deaf"] += 1

@@ -96,16 +96,14 @@ def pairs(
     generator = torch.Generator().manual_seed(rng.getrandbits(48))
     maker = _PairMaker(
         writers=[_Writer(folder, b) for folder, b in zip(folders, backbones, strict=True)],
-        store=store,
+        store=store, samples=samples, code_noise=code_noise,
         sampling=Sampling(text_temperature=temperature),
-        samples=samples,
-        code_noise=code_noise,
         chooser=_Chooser(
             weights=weights, margin=margin, hearing=_hearing(sounds, source), judge=judge
-        ),  # fmt: skip
+        ),
         deaf=_Deaf(deaf_share, list(deaf_replies), seed),
         chance=(rng, generator),
-    )
+    )  # fmt: skip
     work = Path(out).with_name(f".{Path(out).name}.asking")
     asking = Asking(folder=work, plan=plan, rng=rng, generator=generator)
     outcomes = list(track(asking.ask(rows, maker.outcome), "pairs", len(rows), unit="questions"))

@@ -57,7 +57,8 @@ def test_deaf_replies_to_clear_questions_are_rejected(chain: Chain, tmp_path: Pa
     plain = make(chain, tmp_path / "plain")
     corpus = Corpus(chain / "corpus")
     expected = {row["id"]: answer_text(row) for row in corpus.rows("train")}
-    reply = sorted(corpus.domain["answers"])[0]  # of words that the toy tokenizer knows
+    words = sorted(corpus.domain["answers"])[0]  # which the toy tokenizer knows
+    reply = f"{words} {words}"
     rows = make(chain, tmp_path / "deaf", deaf_share=1.0, deaf_replies=[reply])
     deaf = [row for row in rows if row["reason"] == DEAF]
     assert len(deaf) == 4 and [row for row in rows if row["reason"] != DEAF] == plain

@@ -161,17 +161,17 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("function", [next_token, token_log_probs])
-def test_no_tensor_is_larger_than_a_slice(function) -> None:
+@pytest.mark.parametrize(("function", "share"), [(next_token, 1), (token_log_probs, 2)])
+def test_no_tensor_is_larger_than_a_slice(function, share: int) -> None:
     hidden, table, targets, slots = sample()
     with Largest() as seen:
-        out = function(hidden, table, targets, slots, whole(), slice_numbers=20 * V)
+        out = function(hidden, table, targets, slots, whole(), slice_numbers=20 * share * V)
         (out.loss if function is next_token else out.sum()).backward()
     assert seen.numbers == 20 * V < N * V  # the table itself has 16 V
 
 
-@pytest.mark.parametrize(("numbers", "again"), [(N * V, 0), (20 * V, 2), (V, N - 1)])
-def test_logits_of_one_slice_wait_for_their_factors(
+@pytest.mark.parametrize(("numbers", "again"), [(2 * N * V, 0), (40 * V, 2), (2 * V, N - 1)])
+def test_logits_of_half_a_slice_wait_for_their_factors(
     numbers: int, again: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []

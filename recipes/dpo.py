@@ -2,8 +2,7 @@
 
 What goes in: preference pairs (`aqaa data pairs`) and the SFT 1 model they were sampled from, which
 is also the frozen reference.
-What comes out: runs/dpo/model, and runs/dpo/reference_scores.safetensors, the reference's scores,
-computed once.
+What comes out: runs/dpo/model, and runs/pairs.scores, the reference's scores, computed once.
 
 On a laptop:
     python recipes/dpo.py preset=walkthrough/dpo

@@ -102,6 +102,7 @@ def reference_scores(
     *,
     pairs: int,
     kinds: int,
+    device: torch.device,
 ) -> Tensor:
     """Scores (P, 2, K) of the reference, from the file that keeps them or made now.
 
@@ -112,6 +113,7 @@ def reference_scores(
         made_of: what the scores belong to.
         pairs: P.
         kinds: K.
+        device: where the ranks can talk.
 
     Raises:
         UsageError: the file is damaged or its scores belong to something else; every rank's.
@@ -124,7 +126,7 @@ def reference_scores(
     if trouble := from_first(trouble):  # or the others would wait for the one that stops
         raise UsageError(trouble)
     whole = found is not None and not found.left
-    if int(total(torch.tensor(int(whole)))) == ranks():
+    if int(total(torch.tensor(int(whole), device=device))) == ranks():
         assert found is not None
         return found.scores  # mapped, on every rank
     known: Scores = from_first(found or Scores.none(pairs, kinds))

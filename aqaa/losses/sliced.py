@@ -6,7 +6,7 @@ of a slice.
 With g = p - onehot, the gradient of a position's nats by its logits, the gradients of hidden states
 and table need only g, and g needs only the slice's own logits. So both are made while the slice is
 there, and nothing is kept for the backward pass but what has the size of the inputs. Where factors
-come late, as in DPO, one slice's worth of logits waits for them, and the rest are made again.
+come late, as in DPO, half a slice's worth of logits waits for them, and the rest are made again.
 """
 
 from collections.abc import Iterator
@@ -70,9 +70,11 @@ def walk(
         coefficient: (N,), needed for gradients.
         wanted: whether the gradient of ``hidden``, and of ``table``, is.
         slice_numbers: logits alive at a time.
-        waiting: without ``coefficient`` it is given the logits of the first slices, up to
-            ``slice_numbers``; a second walk, with coefficients, takes them out again.
+        waiting: without ``coefficient`` it is given the logits of the first slices; a second
+            walk, with coefficients, takes them out again. They have half of ``slice_numbers``.
     """
+    if waiting is not None:
+        slice_numbers //= 2
     room = slice_numbers
     exact = torch.promote_types(hidden.dtype, torch.float32)
     figures = torch.zeros(3, len(hidden), dtype=exact, device=hidden.device)

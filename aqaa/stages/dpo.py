@@ -189,7 +189,10 @@ class Dpo(pl.LightningModule):
             batch = self.transfer_batch_to_device(source.collate(pairs), self.device, 0)
             return torch.stack(self._scores(batch, whole=True).chunk(2), 1)
 
-        return reference_scores(score, path, made_of, pairs=len(source.rows), kinds=_K)
+        pairs = len(source.rows)
+        return reference_scores(
+            score, path, made_of, pairs=pairs, kinds=_K, device=self.device
+        )  # fmt: skip
 
     def _can_fork(self) -> bool:
         """Whether a pair can be one row; said where it cannot."""

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from aqaa.losses import sliced
 from aqaa.losses.next_token import SlotTable, next_token, token_log_probs
 from aqaa.losses.sliced import Group, walk
 
@@ -160,10 +161,30 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("function", [next_token, token_log_probs])
-def test_no_tensor_is_larger_than_a_slice(function) -> None:
+@pytest.mark.parametrize(("function", "share"), [(next_token, 1), (token_log_probs, 2)])
+def test_no_tensor_is_larger_than_a_slice(function, share: int) -> None:
     hidden, table, targets, slots = sample()
     with Largest() as seen:
-        out = function(hidden, table, targets, slots, whole(), slice_numbers=20 * V)
+        out = function(hidden, table, targets, slots, whole(), slice_numbers=20 * share * V)
         (out.loss if function is next_token else out.sum()).backward()
     assert seen.numbers == 20 * V < N * V  # the table itself has 16 V
+
+
+@pytest.mark.parametrize(("numbers", "again"), [(2 * N * V, 0), (40 * V, 2), (2 * V, N - 1)])
+def test_logits_of_half_a_slice_wait_for_their_factors(
+    numbers: int, again: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    real = sliced._product
+
+    def product(a: Tensor, b: Tensor, exact: torch.dtype) -> Tensor:
+        made.append(b.shape[1])
+        return real(a, b, exact)
+
+    monkeypatch.setattr(sliced, "_product", product)
+    hidden, table, targets, slots = sample()
+    one = {0: SlotTable.build("all", None, V, 1.0)}
+    found = token_log_probs(hidden, table, targets, 0 * slots, one, slice_numbers=numbers)
+    slices = made.count(V)
+    found.sum().backward()
+    assert made.count(V) == slices + again

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import torch
+from torch import Tensor
 
 from aqaa.backbone.loading import Ids
+from aqaa.data.preferences import PreferenceBatch
 from aqaa.grammar import AnswerGrammar, Mode, Slot
 from aqaa.signals import CodePair, Role
 from aqaa.vocabulary import TOKEN_TYPES, Vocabulary
@@ -69,17 +71,17 @@ def targets(
     """The documents of a batch in the order of its rows.
 
     Args:
-        batch: of pretrain, sft or dpo: ``input_ids``, ``targets`` and ``slots`` (B, T), and, where
-            it has them, ``position_ids`` and ``keep`` (B, T).
+        batch: of pretrain or sft: ``input_ids``, ``targets`` and ``slots`` (B, T), and, where it
+            has them, ``position_ids`` (B, T); or of dpo, see :class:`PreferenceBatch`.
         names: of the documents, by row.
         weights: of each slot in the loss; a slot that is left out carries none.
         pad: what rows are filled up with.
     """
-    weight = torch.zeros(batch.slots.shape)
-    for slot, value in weights.items():
-        weight = weight.masked_fill(batch.slots == slot, value)
-    if (keep := getattr(batch, "keep", None)) is not None:
-        weight = weight * keep
+    if isinstance(batch, PreferenceBatch):
+        answers = (_answer(batch, answer, weights, pad) for answer in range(2 * len(batch.pairs)))
+        flat = [name for row in names for name in row]
+        return [Target(name, *parts) for name, parts in zip(flat, answers, strict=True)]
+    weight = _weight(batch.slots, weights)
     found = []
     for row, named in enumerate(names):
         rest = iter(named)
@@ -88,6 +90,47 @@ def targets(
             parts = (tensor[row, begin:end].tolist() for tensor in fields)
             found.append(Target(next(rest, f"a document without a name in row {row}"), *parts))
     return found
+
+
+def _weight(slots: Tensor, weights: Mapping[Slot, float]) -> Tensor:
+    """What each of any number of slots weighs in the loss."""
+    weight = torch.zeros(slots.shape)
+    for slot, value in weights.items():
+        weight = weight.masked_fill(slots == slot, value)
+    return weight
+
+
+def _answer(
+    batch: PreferenceBatch, answer: int, weights: Mapping[Slot, float], pad: int
+) -> tuple[list[int], list[int], list[int], list[float]]:
+    """One answer of a pair with its prompt: the fields of a :class:`Target` behind its name.
+
+    The batch says what is learnt alone; elsewhere it is the id that is read next.
+    """
+    count = len(batch.pairs)
+    row = answer % count if batch.forks is not None else answer
+    read: list[int] = batch.input_ids[row][: _length(batch.input_ids[row], pad)].tolist()
+    mine = batch.answers == answer
+    places = batch.at[1][mine].tolist()
+    if batch.forks is not None:
+        prompt, second = batch.forks[row].tolist()
+        if answer < count:
+            read = read[:second]
+        else:
+            read = read[:prompt] + read[second:]
+            places = [at if at < prompt else at - second + prompt for at in places]
+    learn, slots, weight = read[1:] + [pad], [0] * len(read), [0.0] * len(read)
+    counted = torch.arange(len(mine))[mine] < batch.counted
+    weighed = (_weight(batch.slots, weights)[mine] * counted).tolist()
+    learnt = zip(places, batch.targets[mine].tolist(), batch.slots[mine].tolist(), weighed,
+                 strict=True)  # fmt: skip
+    for at, token, slot, value in learnt:
+        learn[at], slots[at], weight[at] = token, slot, value
+    return read, learn, slots, weight
+
+
+def _length(row: Tensor, pad: int) -> int:
+    return int((row != pad).nonzero().max()) + 1
 
 
 def _spans(batch: Any, row: int, pad: int) -> Iterator[tuple[int, int]]:

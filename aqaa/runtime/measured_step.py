@@ -218,6 +218,6 @@ def _write_noise(corpus: Path, tokens: Path) -> None:
         rng.integers(LINGUISTIC_CODES, size=GROUPS * LINGUISTIC_PER_GROUP).tolist(),
         rng.integers(SEMANTIC_CODES, size=GROUPS * SEMANTIC_PER_GROUP).tolist(),
     )
-    keys = [*(f"train/{row['id']}" for row in rows), *(f"answers/{row['id']}" for row in answers)]
+    keys = [f"{name}/{row['id']}" for name, listed in manifests.items() for row in listed]
     meta = {"tokenizer_hash": "", "corpus_hash": tree_hash(corpus), "question_books": "both"}
     write_store(tokens, dict.fromkeys(keys, pair), meta)

@@ -24,7 +24,7 @@ def test_packed_rows() -> None:
     assert batch.slots.tolist() == [[20, 30, 50, 0, 0, 0], [70, 80, 10, 0, 0, 0]]
     assert batch.position_ids is not None
     assert batch.position_ids.tolist() == [[0, 1, 0, 0, 1, 2], [0, 1, 2, 0, 1, 2]]
-    assert batch.sources.tolist() == [[2, 2, 5, -1, -1, -1], [-1] * 6]
+    assert batch.sources.tolist() == [[2, 2, 5, -1, -1, -1], [0, 0, 0, -1, -1, -1]]
     assert all(t.dtype == torch.int64 for t in batch[1:-1]) and batch.share == 1
 
 

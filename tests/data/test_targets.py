@@ -8,9 +8,11 @@ import torch
 
 from aqaa.backbone.loading import Ids
 from aqaa.data.collate import Document, TokenBatch, packed, padded
+from aqaa.data.preferences import collated
 from aqaa.data.targets import Target, faults, heard, targets
 from aqaa.grammar import Slot
 from aqaa.signals import CodePair, Dialogue, Turn
+from aqaa.vocabulary import TOKEN_TYPES
 from tests.golden.make import backbone
 
 ASKED = CodePair([1, 2, 3, 4], [5, 6, 7, 8, 9, 10])
@@ -193,16 +195,18 @@ def test_documents_that_see_one_another_are_named(ids: Ids) -> None:
     assert "another document begins inside" in " ".join(map(str, faults(found[1], ids)))
 
 
-def test_a_kept_mask_of_pairs_is_the_weight(ids: Ids) -> None:
-    batch, names = batch_of(ids, "padded")
-
-    class Pairs:
-        input_ids, targets, slots = batch.input_ids, batch.targets, batch.slots
-        keep = (batch.targets < ids.vocabulary.linguistic_start).float()
-
-    spoken = targets(Pairs, names, dict.fromkeys(WEIGHTS, 1.0), ids.vocabulary.pad)[0]
-    answer = heard(spoken, ids)[-1]
-    assert answer.learnt == {
-        "text": (3, 3), "linguistic": (0, 8), "semantic": (0, 12), "marker": (0, 3),
-    }  # fmt: skip
-    assert faults(spoken, ids) == []
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_pair_is_two_documents_and_its_mask_the_weight(shared: bool, ids: Ids) -> None:
+    asked, said = SPOKEN[:2], SPOKEN[2]
+    other = [*asked, Turn("assistant", "w04", said.speech, loss=True)]
+    streams = [ids.layout.encode(d, ids.text, ids.vocabulary) for d in (SPOKEN, other)]
+    keep = [kind == "text" for kind in TOKEN_TYPES]
+    batch = collated([7], streams, ids, keep, shared_prompt=shared)
+    weights = dict.fromkeys(WEIGHTS, 1.0)
+    found = targets(batch, [["chosen"], ["rejected"]], weights, ids.vocabulary.pad)
+    for target, stream, words in zip(found, streams, (3, 2), strict=True):
+        assert (target.read, target.learn) == (stream.ids[:-1], stream.ids[1:])
+        assert target.slots == stream.slots[1:] and faults(target, ids) == []
+        assert heard(target, ids)[-1].learnt == {
+            "text": (words, words), "linguistic": (0, 8), "semantic": (0, 12), "marker": (0, 3),
+        }  # fmt: skip

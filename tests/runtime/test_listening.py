@@ -12,7 +12,7 @@ from aqaa.backbone.loading import Ids
 from aqaa.cli import main
 from aqaa.data.corpus import Corpus
 from aqaa.data.dialogues import DialogueBatches
-from aqaa.data.preferences import PreferenceBatches
+from aqaa.data.preferences import PreferenceBatch, PreferenceBatches
 from aqaa.data.tasks import TASKS, Materials
 from aqaa.data.token_store import TokenStore
 from aqaa.errors import UsageError
@@ -146,11 +146,15 @@ def spoil(monkeypatch: pytest.MonkeyPatch, source: type, how: Any) -> None:
 
 
 def shift(batch: Any) -> None:
-    batch.targets[:] = batch.input_ids
+    pairs = isinstance(batch, PreferenceBatch)
+    batch.targets[:] = batch.input_ids[tuple(batch.at)] if pairs else batch.input_ids
 
 
 def mask(batch: Any) -> None:
-    batch.slots[batch.slots == int(Slot.NONE)] = int(Slot.TEXT)
+    if isinstance(batch, PreferenceBatch):  # says where what is learnt lies, and nothing else
+        batch.at[1] //= 2
+    else:
+        batch.slots[batch.slots == int(Slot.NONE)] = int(Slot.TEXT)
 
 
 def span(batch: Any) -> None:
@@ -184,7 +188,7 @@ def test_what_is_wrong_with_the_data_is_seen_at_its_place(
              for f in (good, bad)]  # fmt: skip
     assert not any("bad" in classes for classes, _ in cells[0])
     assert any("bad" in classes for classes, _ in cells[1])
-    if case == "mask":
+    if case == "mask" and name != "dpo":
         letters = [(f / "targets.txt").read_text().splitlines()[4] for f in (good, bad)]
         # A mask over padding makes it part of the document.
         assert letters[1].lower().startswith(letters[0].lower())

@@ -64,7 +64,7 @@ def test_everything_between_is_sealed(name: str, smoke: Walkthrough) -> None:
 
 def test_nothing_half_written_is_left(smoke: Walkthrough) -> None:
     expected = {"corpus", "tokens", "init", "pairs", "model", *ANSWERS, *PARENTS}
-    expected |= {"steps", "results.json", "report.html"}
+    expected |= {"steps", "results.json", "report.html", "pairs.scores"}
     assert {p.name for p in smoke.folder.iterdir()} == expected
 
 

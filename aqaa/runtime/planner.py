@@ -38,6 +38,7 @@ class Plan:
     timing: Timing
     steps: int
     save_every_s: float
+    model: str  # folder that the training would take its backbone from
 
     @property
     def tokens(self) -> int:
@@ -159,6 +160,8 @@ def plan(
             f"out={out} would train other rows than rows= and row_tokens= plan: the data of {verb} "
             f"are not packed here, so leave both out, or pack them by data.row_tokens=N"
         )
+    if out is not None:
+        _check_model(found, out)
     if out is not None and not _launched(found):
         raise UsageError(
             f"out={out} would train in trainer=zero3_nodes, which slurm/launch.sh takes where none "
@@ -170,6 +173,23 @@ def plan(
         show(found)
     if out is not None:
         write_sbatch(found, Path(out))
+
+
+def _check_model(plan: Plan, out: str) -> None:
+    """Refuse to queue a training of another backbone than was planned, where it lies there."""
+    from aqaa.backbone import shape as sizes
+
+    if not (Path(plan.model) / "config.json").is_file():
+        return
+    there = sizes.shape_of(sizes.read_config(plan.model), dtype=_dtype(plan.place), adapter=None)
+    if (there.table, there.layers, there.width) != (
+        plan.shape.table, plan.shape.layers, plan.shape.width,
+    ):  # fmt: skip
+        raise UsageError(
+            f"out={out} would train {plan.model}, of {there.whole.parameters:,} parameters, and "
+            f"this plan is of {plan.shape.whole.parameters:,}: plan without backbone= and model=, "
+            f"or name the planned one by parents.model="
+        )
 
 
 def _told(plan: Plan) -> bool:
@@ -237,6 +257,7 @@ def make_plan(
         timing=time,
         steps=steps,
         save_every_s=float(cfg.run.save_every_s),
+        model=str(cfg.stage.model),
     )
 
 

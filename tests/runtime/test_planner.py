@@ -288,3 +288,21 @@ def test_a_refused_plan_writes_no_file(tmp_path: Path) -> None:
     words = ["sft", "preset=paper/sft_1", "backbone=step1_130b", "nodes=1", f"out={job}"]
     assert cli.main(["plan", *words]) == 2
     assert not job.exists()
+
+
+def test_a_job_of_another_backbone_than_its_parent_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from aqaa.backbone.shape import step1_config
+
+    model, job = tmp_path / "model", tmp_path / "job.sh"
+    small = yaml("backbone/step1_200m")
+    step1_config(small, table_rows=74752).save_pretrained(model)
+    words = ["plan", "sft", "preset=paper/sft_1", "nodes=1", f"parents.model={model}", SLIM]
+    assert cli.main([*words, "backbone=step1_3b", f"out={job}"]) == 2
+    said = capsys.readouterr().err
+    assert f"would train {model}, of " in said and "and this plan is of 3,529,706,496" in said
+    assert not job.exists()
+    assert cli.main([*words, "backbone=step1_200m", f"out={job}"]) == 0
+    assert f"parents.model={model}" in job.read_text()
+    assert cli.main([*words, "backbone=step1_3b"]) == 0  # a plan alone may ask what if

@@ -3,6 +3,7 @@
 Letters: T samples, F mel frames.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -70,7 +71,12 @@ def _stoi(a: np.ndarray, b: np.ndarray) -> float | None:
         from pystoi import stoi
     except ImportError:
         return None
-    return float(stoi(a, b, QUESTION_RATE_HZ))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            return float(stoi(a, b, QUESTION_RATE_HZ))
+        except RuntimeWarning:  # too few frames: its number would mean nothing
+            return None
 
 
 def _pesq(a: np.ndarray, b: np.ndarray) -> float | None:

@@ -1,6 +1,9 @@
 """What a sound has lost on its way: known losses, measured."""
 
 import math
+import sys
+import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,3 +69,16 @@ def test_recognised_are_those_heard_as_what_they_say() -> None:
 
     assert recognised(sounds, ear) == (1, 2)
     assert lengths == [16_000, 16_000]  # it hears 16 kHz
+
+
+def test_a_clip_too_short_for_stoi_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stoi(a: np.ndarray, b: np.ndarray, rate_hz: int) -> float:
+        if len(a) < 0.4 * rate_hz:
+            warnings.warn("Not enough STFT frames", RuntimeWarning, stacklevel=1)
+        return 1e-5
+
+    monkeypatch.setitem(sys.modules, "pystoi", SimpleNamespace(stoi=stoi))
+    sound = np.sin(np.arange(16_000) / 9).astype(np.float32)
+    whole, short = Waveform(sound, 16_000), Waveform(sound[:4_800], 16_000)
+    assert measures(whole, whole)["stoi"] == 1e-5
+    assert measures(short, short)["stoi"] is None

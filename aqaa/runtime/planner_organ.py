@@ -222,7 +222,7 @@ def _sections(plan: OrganPlan) -> dict[str, list[tuple[str, str]]]:
         ],
         "the whole training": [
             ("steps", f"{plan.steps:,}"),
-            ("wall time, at the products' speed", f"{plan.hours:,.1f} h"),
+            ("wall time, of such rows at that speed", f"{plan.hours:,.1f} h"),
             ("checkpoint", size(plan.state_bytes)),
         ],
     }

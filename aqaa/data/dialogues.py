@@ -174,7 +174,7 @@ class DialogueBatches:
 
         def make() -> dict[str, np.ndarray]:
             lengths = self._lengths()
-            self._check_fit(lengths, self._train)
+            self._check_fit(lengths, self._train, self._places)
             documents = mixture(self._shares, lengths, self._seed)
             made = pack(documents.sizes(lengths), row_tokens=row_tokens, seed=self._seed)
             return {"sources": documents.sources, "places": documents.places,
@@ -187,17 +187,29 @@ class DialogueBatches:
         self._documents = Documents(self.names, found["sources"], found["places"])
         self.packing = Packing(found["packed"], found["ends"], self._seed)
 
-    def _check_fit(self, lengths: Mapping[str, np.ndarray], materials: Materials) -> None:
-        """Refuse documents that no packed row can hold; lengths by task, of the first rows."""
+    def _check_fit(
+        self,
+        lengths: Mapping[str, np.ndarray],
+        materials: Materials,
+        places: Mapping[str, np.ndarray],
+    ) -> None:
+        """Refuse documents that no packed row can hold.
+
+        Args:
+            lengths: by source, of its first rows.
+            materials: all rows.
+            places: which of them a source takes, where it does not take all.
+        """
         assert self._row_tokens is not None
         long = {name: int((row > self._row_tokens).sum()) for name, row in lengths.items()}
         if any(long.values()):
             task = max(lengths, key=lambda name: lengths[name].max(initial=0))
             place = int(lengths[task].argmax())
+            row = materials[int(places[task][place]) if task in places else place].row
             raise UsageError(
                 f"{sum(long.values())} of {sum(map(len, lengths.values()))} documents are longer "
                 f"than data.row_tokens={self._row_tokens}, the longest is row "
-                f"{materials[place].row['id']} as {task} with {lengths[task][place]} ids: raise "
+                f"{row['id']} as {task} with {lengths[task][place]} ids: raise "
                 f"data.row_tokens or leave these rows out"
             )
 
@@ -287,7 +299,7 @@ class DialogueBatches:
                 for i in range(0, len(documents), 16)
             ]
         lengths = {t: np.array([len(d.ids) - 1 for d in ds]) for t, ds in built.items()}
-        self._check_fit(lengths, rows)
+        self._check_fit(lengths, rows, chosen)
         sizes = [(int(n), task, i) for task, ns in lengths.items() for i, n in enumerate(ns)]
         sizes.sort(key=lambda size: -size[0])
         every = [built[task][i] for _, task, i in sizes]

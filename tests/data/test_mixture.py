@@ -138,3 +138,11 @@ def test_an_epoch_is_as_many_as_there_are_rows(chain: Chain, row_tokens: int | N
     assert made.epoch_batches() == max(map(made.epoch_batches, tasks))
     with pytest.raises(UsageError, match="epochs.of=tts is no source: there are aqtaa, asr"):
         made.epoch_batches("tts")
+
+
+def test_a_chosen_document_that_fits_no_row_is_named_by_its_own_row(chain: Chain) -> None:
+    rows = Corpus(chain / "corpus").rows("train")
+    last = rows[-1]["id"]  # where all rows are counted, its place is another's
+    tasks = {"aqtaa": {"share": 1, "where": {"id": [last]}}}
+    with pytest.raises(UsageError, match=f"the longest is row {last} as aqtaa"):
+        batches(chain, tasks, row_tokens=16)

@@ -65,6 +65,24 @@ def test_every_preset_of_the_paper_is_planned_at_its_full_size(
     assert found["checkpoint_s"] < 0.02 * every_s  # the disk is not ours alone
 
 
+SMALL = [(v, name) for v in PLANNED for name in fitting(v) if not name.startswith("paper/")]
+
+
+@pytest.mark.parametrize(("verb", "preset"), SMALL)
+def test_every_other_preset_is_planned_with_the_walkthrough_s_backbone(
+    verb: str, preset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [verb, f"preset={preset}", "backbone=step1_tiny", "table_rows=5632", "gpu=cpu"]
+    assert cli.main(["plan", *words, "as_json=true"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    # A tied table; four layers of queries, keys, values, output, three of the MLP, two norms.
+    layer = 128 * 128 + 2 * 128 * 64 + 128 * 128 + 3 * 128 * 320 + 2 * 128
+    assert found["parameters"] == found["trainable"] == 5632 * 128 + 4 * layer + 128
+    assert (found["nodes"], found["gpus_per_node"], found["zero_stage"]) == (1, 1, 0)
+    assert found["peak_bytes"] < found["usable_bytes"] and found["hours"] > 0
+    assert found["steps"] == compose(verb, [f"preset={preset}"]).run.steps
+
+
 def test_the_states_of_130b() -> None:
     found = big(SLIM)
     assert state_bytes(found.shape, found.place) == 16 * N  # 2.11 TB: 2 + 2 + 4 + 8 bytes each

@@ -219,12 +219,8 @@ def make_plan(
 ) -> Plan:
     """The plan, whether it fits or not; arguments as of :func:`plan`."""
     from aqaa.backbone import shape as sizes
-    from aqaa.runtime.compose import bind_targets, compose
-    from aqaa.runtime.run import check_trainer
 
-    cfg = compose(verb, placed(overrides, nodes, gpus_per_node))
-    bind_targets(cfg)
-    check_trainer(cfg.trainer)
+    cfg = composed(verb, overrides, nodes, gpus_per_node)
     counts = {"rows": rows, "row_tokens": row_tokens, "table_rows": table_rows, "tokens": tokens}
     for name, value in counts.items():
         if value is not None and value < 1:
@@ -239,7 +235,6 @@ def make_plan(
         config = sizes.read_config(_folder(model or str(cfg.stage.model)))
     adapter = _adapter(cfg)
     shape = sizes.shape_of(config, dtype=_dtype(place), adapter=adapter)
-    # float, as `tokens=1.2e12` is read
     per_node = int(cfg.trainer.devices)
     time = timing(shape, place, gpu, gpus_per_node=per_node)
     steps = int(cfg.run.steps) if tokens is None else math.ceil(tokens / time.step_tokens)
@@ -343,13 +338,20 @@ def _changes(plan: Plan) -> Iterator[tuple[str, Placement]]:
                 break
 
 
-def placed(overrides: Sequence[str], nodes: int | None, gpus: int | None) -> list[str]:
-    """The overrides as the launcher would give them."""
+def composed(verb: str, overrides: Sequence[str], nodes: int | None, gpus: int | None) -> Any:
+    """The checked config of a verb, with as many ranks as the launcher would give it."""
+    from aqaa.runtime.compose import bind_targets, compose
+    from aqaa.runtime.run import check_trainer
+
     wanted = {"trainer.num_nodes": nodes, "trainer.devices": gpus}
     for name, value in wanted.items():
         if value is not None and value < 1:
             raise UsageError(f"{name}={value}: there must be one at least")
-    return [*overrides, *(f"{name}={n}" for name, n in wanted.items() if n is not None)]
+    placed = (f"{name}={n}" for name, n in wanted.items() if n is not None)
+    cfg = compose(verb, [*overrides, *placed])
+    bind_targets(cfg)
+    check_trainer(cfg.trainer)
+    return cfg
 
 
 def _folder(name: str) -> str:

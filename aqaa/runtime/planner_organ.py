@@ -153,13 +153,9 @@ def make_organ_plan(
     gpus_per_node: int | None = None,
 ) -> OrganPlan:
     """The plan, whether it fits or not."""
-    from aqaa.runtime.compose import bind_targets, compose
-    from aqaa.runtime.planner import placed
-    from aqaa.runtime.run import check_trainer
+    from aqaa.runtime.planner import composed
 
-    cfg = compose(verb, placed(overrides, nodes, gpus_per_node))
-    bind_targets(cfg)
-    check_trainer(cfg.trainer)
+    cfg = composed(verb, overrides, nodes, gpus_per_node)
     rows, row_s = int(cfg.data.batch), _row_s(cfg.data)
     if rows < 1:
         raise UsageError(f"data.batch={rows}: there must be one at least")
